@@ -1,0 +1,35 @@
+"""Models as a graph definition and a flat dict of arrays: {"encoder/pos_embed": ..., ...}."""
+
+import jax
+from flax import nnx, traverse_util
+
+from samclip_jax.models.config import kind_of
+from samclip_jax.models.samclip import Clip, Sam, SamClip
+
+MODELS = {"sam": Sam, "clip": Clip, "samclip": SamClip}
+
+
+def init(config, seed=0):
+    """A model with fresh float32 weights for a SamConfig, ClipConfig or SamClipConfig."""
+    return MODELS[kind_of(config)](config, nnx.Rngs(seed))
+
+
+def abstract(config):
+    """The same without memory: every leaf is a jax.ShapeDtypeStruct."""
+    return nnx.eval_shape(lambda: init(config))
+
+
+def split(model):
+    """(graph definition, {"a/b/c": array}) of a model or an abstract model."""
+    graph, state = nnx.split(model)
+    return graph, traverse_util.flatten_dict(nnx.to_pure_dict(state), sep="/")
+
+
+def merge(graph, params):
+    """The model again; inverse of `split`. Works inside jax.jit and jax.grad."""
+    return nnx.merge(graph, traverse_util.unflatten_dict(params, sep="/"))
+
+
+def count(params) -> int:
+    """Number of weights in a flat dict."""
+    return sum(leaf.size for leaf in jax.tree.leaves(params))
