@@ -1,9 +1,9 @@
 """Sizes of every model, as frozen dataclasses that go to JSON and back."""
 
 import dataclasses
-import difflib
 from dataclasses import dataclass, field
 
+from samclip_jax.config import build
 from samclip_jax.errors import UserError
 
 IMAGENET_MEAN = (123.675, 116.28, 103.53)
@@ -132,20 +132,4 @@ def from_dict(values: dict):
     kind = values.pop("kind", None)
     if kind not in KINDS:
         raise UserError(f"model config: kind must be one of {', '.join(KINDS)}, got {kind!r}")
-    return _build(KINDS[kind], values, kind)
-
-
-def _build(cls, values, where):
-    fields = {f.name: f for f in dataclasses.fields(cls)}
-    for key in values:
-        if key not in fields:
-            near = difflib.get_close_matches(key, fields, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise UserError(f"model config: {where} has no field {key!r}{hint}")
-    built = {}
-    for key, value in values.items():
-        kind = fields[key].type
-        if dataclasses.is_dataclass(kind):
-            value = _build(kind, value, f"{where}.{key}")
-        built[key] = tuple(value) if isinstance(value, list) else value
-    return cls(**built)
+    return build(KINDS[kind], values, f"model config: {kind}")

@@ -2,11 +2,12 @@
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
+from flax import nnx, traverse_util
 
 from samclip_jax.models.clip_head import ClipHead
 from samclip_jax.models.clip_text import ClipText
 from samclip_jax.models.clip_vision import ClipVision
+from samclip_jax.models.config import SamClipConfig
 from samclip_jax.models.image_encoder import ImageEncoder
 from samclip_jax.models.layers import zeros
 from samclip_jax.models.mask_decoder import MaskDecoder
@@ -103,3 +104,20 @@ class SamClip(Sam):
     def encode_text(self, tokens, dtype=jnp.float32):
         """int [N, T] -> unit [N, D]."""
         return unit(self.text(tokens, dtype))
+
+
+def combine(sam_config, sam_params, clip_config, clip_params, head_config, seed=0):
+    """The model that training starts from: (SamClipConfig, flat params).
+
+    SAM's weights, CLIP's text tower, and a CLIP head whose layers are copies of the encoder's last
+    block; only its LayerNorm and MLP are random (SAM-CLIP appendix A).
+    """
+    config = SamClipConfig(sam_config, head_config, clip_config.text)
+    head = nnx.state(ClipHead(head_config, sam_config.encoder, nnx.Rngs(seed)))
+    head = traverse_util.flatten_dict(nnx.to_pure_dict(head), sep="/")
+    for name in head:
+        if name.startswith("blocks/"):
+            last = sam_params[f"encoder/global_{name}"][-1:]
+            head[name] = jnp.repeat(last, head_config.depth, 0)
+    text = {name: leaf for name, leaf in clip_params.items() if name.startswith("text/")}
+    return config, {**sam_params, **text, **{f"clip_head/{k}": leaf for k, leaf in head.items()}}

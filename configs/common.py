@@ -1,0 +1,103 @@
+"""What the three stages share. Values without a source are our choice: the paper is silent there.
+
+"CVNets" is apple/ml-cvnets examples/range_augment/clip/clip_vit_base.yaml, the recipe of the code
+base that the paper used.
+"""
+
+from ml_collections import ConfigDict
+
+CLIP_IMAGES = 40_194_000  # 99 % of the 40.6 M images of D_CLIP (4.1)
+CLIP_BATCH = 2048  # appendix A, taken at 224 px
+
+
+def steps(epochs, resolutions=2):
+    """Steps of `epochs` of D_CLIP; batches at 448 and 1024 px hold fewer images than at 224."""
+    sizes = [CLIP_BATCH * 224**2 // size**2 for size in (224, 448, 1024)[:resolutions]]
+    return round(epochs * CLIP_IMAGES / (sum(sizes) / len(sizes)))
+
+
+def base():
+    config = ConfigDict()
+    config.init = ""  # stage 1: a converted SAM ViT-B; later stages: the workdir of the one before
+    config.teachers = dict(
+        clip="",  # a converted OpenCLIP ViT-L-14 datacomp_xl_s13b_b90k (4.1)
+        sam="",  # a converted SAM ViT-B (4.1)
+    )
+    config.head = dict(
+        depth=3,  # appendix A
+        mlp_hidden=768,  # two hidden layers; the width that gives "about 25 %" (appendix E)
+        pooling="max",  # better than mean (appendix A)
+    )
+    config.terms = ConfigDict()
+    config.mask_loss = dict(
+        focal=20.0,  # Segment Anything, appendix A
+        dice=1.0,
+        iou=1.0,  # Segment Anything's weight; SAM-CLIP does not say if it distils this head
+        focal_alpha=0.25,  # SAM 2's code
+        focal_gamma=2.0,
+        targets="soft",  # or binary
+    )
+    config.streams = ConfigDict()
+    config.streams.clip = dict(
+        kind="clip",
+        sources=dict(main=dict(name="folder", path="")),
+        workers=8,
+        batch_size=CLIP_BATCH,
+        resolutions=(224, 448),  # 4.1
+        base_resolution=224,
+        batch_multiple=1,
+        crop_scale=(0.9, 1.0),  # CVNets
+        flip=0.5,
+    )
+    config.optimizer = dict(
+        learning_rate=8e-4,
+        end_learning_rate=1e-6,  # CVNets
+        warmup_steps=1000,  # CVNets
+        schedule_steps=0,  # set by the stage
+        weight_decay=0.2,  # CVNets
+        b1=0.9,  # CVNets
+        b2=0.98,  # CVNets
+        eps=1e-6,  # CVNets
+        clip_norm=1.0,
+    )
+    config.lr_factors = ()
+    config.steps = 0
+    config.dtype = "bfloat16"  # CVNets: mixed precision; state, losses and norms are float32
+    config.remat = True
+    config.fsdp = 1  # chips that share one copy of the state
+    config.seed = 0
+    config.log_every = 50
+    config.checkpoint_every = 1000
+    config.checkpoints_kept = 3
+    config.evals = ConfigDict()
+    config.eval_every = 0  # 0: at the end
+    return config
+
+
+def clip_term():
+    return ConfigDict(dict(loss="clip", stream="clip", teacher="clip", weight=1.0, micro_batches=1))
+
+
+def sam_term():
+    """L_SAM and the data it is computed on."""
+    term = dict(loss="sam", stream="sam", teacher="sam", weight=10.0, micro_batches=1)  # lambda
+    stream = dict(
+        kind="sam",
+        sources=dict(main=dict(name="sa1b", path="")),
+        workers=4,
+        batch_size=32,  # appendix A
+        image_size=1024,
+        prompts=dict(
+            per_image=32,  # appendix A
+            box=0.5,  # Segment Anything, appendix A: box or point, evenly
+            point=0.25,
+            points=0.25,
+            max_points=3,
+            negatives=0.0,
+            jitter=0.1,  # Segment Anything, appendix A
+            max_jitter=20.0,
+            max_area=0.9,
+            interior=False,  # SA-1B gives a point with every mask: no mask is decoded
+        ),
+    )
+    return ConfigDict(term), ConfigDict(stream)

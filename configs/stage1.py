@@ -1,0 +1,19 @@
+"""Stage 1: head probing (SAM-CLIP section 3, appendix A). The CLIP head on the frozen SAM encoder.
+
+python -m samclip_jax.main --config=configs/stage1.py --workdir=DIR/stage1 --distributed \
+    --config.init=DIR/sam_vit_b --config.teachers.clip=DIR/clip_vit_l_14 \
+    --config.streams.clip.sources.main.path=IMAGES
+
+Expected (paper): no figure is given after this stage. Not run on the real data.
+"""
+
+from configs import common
+
+
+def get_config():
+    config = common.base()
+    config.terms.clip = common.clip_term()
+    config.lr_factors = (("clip_head", 1.0), (".*", None))  # None: frozen
+    config.optimizer.learning_rate = 8e-4  # appendix A
+    config.steps = config.optimizer.schedule_steps = common.steps(epochs=20)  # appendix A
+    return config

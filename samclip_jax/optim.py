@@ -1,0 +1,60 @@
+"""AdamW with a learning-rate factor for every parameter; None freezes it."""
+
+import re
+
+import jax
+import optax
+
+from samclip_jax.errors import UserError
+
+
+def partition(params, lr_factors):
+    """(trainable, frozen, factors): a flat dict of parameters in two, by lr_factors.
+
+    lr_factors: ((regex, factor or None), ...); the first that matches at the start of a name
+    counts, None freezes. UserError where a name matches none or a regex matches no name.
+    """
+    factors, used = {}, set()
+    for name in params:
+        for pattern, factor in lr_factors:
+            if re.match(pattern, name):
+                factors[name] = factor
+                used.add(pattern)
+                break
+        else:
+            raise UserError(f"lr_factors: no regex matches {name!r}; end with ('.*', None)")
+    unused = [p for p, _ in lr_factors if p not in used and p != ".*"]
+    if unused:
+        raise UserError(f"lr_factors: {unused[0]!r} matches no parameter of the model")
+    trainable = {name: leaf for name, leaf in params.items() if factors[name] is not None}
+    if not trainable:
+        raise UserError("lr_factors freezes every parameter: nothing to train")
+    frozen = {name: leaf for name, leaf in params.items() if factors[name] is None}
+    return trainable, frozen, {name: factors[name] for name in trainable}
+
+
+def schedule(config):
+    """Linear warm-up, then a cosine; step -> learning rate. `config` is an OptimizerConfig."""
+    return optax.warmup_cosine_decay_schedule(
+        init_value=0.0,
+        peak_value=config.learning_rate,
+        warmup_steps=config.warmup_steps,
+        decay_steps=max(config.schedule_steps, config.warmup_steps + 1),
+        end_value=config.end_learning_rate,
+    )
+
+
+def adamw(config, factors):
+    """The optax transformation for a flat dict with these factors. Decays kernels only."""
+
+    def decayed(params):
+        return {name: name.endswith("kernel") for name in params}
+
+    clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()
+    return optax.chain(
+        clip,
+        optax.scale_by_adam(config.b1, config.b2, config.eps),
+        optax.add_decayed_weights(config.weight_decay, mask=decayed),
+        optax.stateless(lambda updates, _: jax.tree.map(lambda u, f: u * f, updates, factors)),
+        optax.scale_by_learning_rate(schedule(config)),
+    )

@@ -1,0 +1,314 @@
+"""SAM-CLIP's training, from top to bottom: model, data, loss, step, loop.
+
+A stage is a set of distillation terms. Stage 1 has L_CLIP with the encoder frozen, stage 2 has
+L_CLIP + 10 L_SAM with everything trained, stage 3 is stage 1 at higher resolution. The step takes
+the gradient of one term after the other and makes one update from their weighted sum.
+"""
+
+import contextlib
+import dataclasses
+import json
+import time
+
+import jax
+import jax.numpy as jnp
+import optax
+from absl import logging
+from etils import epath
+
+from samclip_jax import checkpoint, models, optim, sharding
+from samclip_jax.config import TrainConfig, build
+from samclip_jax.data import pipeline, sources
+from samclip_jax.errors import UserError
+from samclip_jax.losses import cosine_distance, mask_distillation
+from samclip_jax.metrics import MetricWriter
+from samclip_jax.models.config import ClipHeadConfig, kind_of
+from samclip_jax.models.samclip import combine
+
+# ---------------------------------------------------------------------------------------- terms
+
+
+def clip_term(student, teacher, batch, config):
+    """L_CLIP, eq. 1: cosine distance to the CLIP teacher's image embedding."""
+    target = teacher.encode_image(batch["image"], config.dtype)
+    tokens = student.encode(batch["image"], dtype=config.dtype, remat=config.remat).tokens
+    return cosine_distance(student.clip_head(tokens, config.remat).pooled, target).mean(), {}
+
+
+def sam_term(student, teacher, batch, config):
+    """L_SAM, eq. 2: the SAM teacher's masks for the same prompts."""
+    outputs = []
+    for model in (student, teacher):
+        encoded = model.encode(batch["image"], batch["size"], config.dtype, config.remat)
+        outputs.append(model.predict_masks(encoded.embedding, batch["points"], batch["labels"]))
+    return mask_distillation(*outputs, config.mask_loss)
+
+
+TERMS = {"clip": clip_term, "sam": sam_term}
+STREAMS = {"clip": pipeline.ClipStream, "sam": pipeline.SamStream}
+TEACHER_KINDS = {"clip": ("clip", "samclip"), "sam": ("sam", "samclip")}
+
+# ----------------------------------------------------------------------------------------- model
+
+
+def load_teachers(config):
+    """{name: (graph, params)} and {name: (config, tokenizer)} of the teachers in the terms."""
+    teachers, texts = {}, {}
+    for term in config.terms.values():
+        if term.teacher not in config.teachers:
+            raise UserError(
+                f"teachers has no {term.teacher!r}: set --config.teachers.{term.teacher}"
+            )
+        path = config.teachers[term.teacher]
+        if not path:
+            kind = term.loss.upper()
+            raise UserError(
+                f"set --config.teachers.{term.teacher} to a converted {kind} checkpoint"
+            )
+        model_config, params, tokenizer = checkpoint.load_model(path, TEACHER_KINDS[term.loss])
+        teachers[term.teacher] = models.split(models.abstract(model_config))[0], params
+        texts[term.teacher] = model_config, tokenizer
+    return teachers, texts
+
+
+def load_student(config, teachers, texts, workdir):
+    """(model config, params, tokenizer): of the run in workdir if it has begun, or from config.init.
+
+    A merged checkpoint is taken as it is; a plain SAM gets the text tower of the CLIP teacher and
+    a new CLIP head. A new run's workdir becomes a model checkpoint of what it starts from.
+    """
+    if (workdir / "model.json").exists():
+        return checkpoint.load_model(workdir, ("samclip",))
+    if not config.init:
+        raise UserError("set --config.init to the checkpoint that training starts from")
+    model_config, params, tokenizer = checkpoint.load_model(config.init, ("sam", "samclip"))
+    if kind_of(model_config) == "sam":
+        clip = next((t.teacher for t in config.terms.values() if t.loss == "clip"), None)
+        if clip is None or kind_of(texts[clip][0]) != "clip":
+            raise UserError("starting from a plain SAM takes a term whose teacher is a CLIP")
+        clip_config, tokenizer = texts[clip]
+        head = ClipHeadConfig(**vars(config.head), embed_dim=clip_config.text.embed_dim)
+        model_config, params = combine(
+            model_config, params, clip_config, teachers[clip][1], head, config.seed
+        )
+    source = {"name": str(config.init), "sha256": None}
+    checkpoint.save_model(workdir, model_config, params, tokenizer, source)
+    return checkpoint.load_model(workdir, ("samclip",))
+
+
+# ------------------------------------------------------------------------------------------ step
+
+
+def make_step(config, student_graph, teacher_graphs, optimizer):
+    """The jitted step: (state, frozen, teachers, batches) -> (state, metrics).
+
+    state: {"step", "bad_step": int32; "positions": {stream: int32}; "params": the trainable ones,
+    float32; "opt_state"}, donated. frozen: the student's other parameters. teachers: {name:
+    params}. batches: {stream: batch}. bad_step is the first step whose loss was not finite, or -1.
+    """
+
+    def gradient(term, params, frozen, teacher, batch):
+        def loss(params, batch):
+            student = models.merge(student_graph, {**params, **frozen})
+            value, parts = TERMS[term.loss](student, teacher, batch, config)
+            return term.weight * value, {"loss": value, **parts}
+
+        def micro_step(batch):
+            (_, metrics), grads = jax.value_and_grad(loss, has_aux=True)(params, batch)
+            return grads, metrics
+
+        return mean_over_micro_batches(micro_step, batch, term.micro_batches)
+
+    def step(state, frozen, teachers, batches):
+        params, metrics = state["params"], {}
+        total = jax.tree.map(jnp.zeros_like, params)
+        for name, term in config.terms.items():
+            teacher = models.merge(teacher_graphs[term.teacher], teachers[term.teacher])
+            grads, parts = gradient(term, params, frozen, teacher, batches[term.stream])
+            total = jax.tree.map(jnp.add, total, grads)
+            # one term's activations are dead before the next one's begin
+            total, params = jax.lax.optimization_barrier((total, params))
+            metrics |= {f"{name}/{part}": value for part, value in parts.items()}
+            metrics[f"{name}/grad_norm"] = optax.global_norm(grads)
+        updates, opt_state = optimizer.update(total, state["opt_state"], params)
+        finite = jnp.isfinite(sum(metrics[f"{name}/loss"] for name in config.terms))
+        bad = state["bad_step"] >= 0
+        state = {
+            "step": state["step"] + 1,
+            "bad_step": jnp.where(finite | bad, state["bad_step"], state["step"] + 1),
+            "positions": {name: p + 1 for name, p in state["positions"].items()},
+            "params": optax.apply_updates(params, updates),
+            "opt_state": opt_state,
+        }
+        return state, metrics
+
+    return jax.jit(step, donate_argnums=0)
+
+
+def mean_over_micro_batches(function, batch, count):
+    """The mean of function(part) over `count` equal parts of the batch, one after the other."""
+    if count == 1:
+        return function(batch)
+    size = jax.tree.leaves(batch)[0].shape[0]
+    if size % count:
+        raise UserError(f"a batch of {size} does not divide into {count} micro_batches")
+    parts = jax.tree.map(
+        lambda x: x.reshape(size // count, count, *x.shape[1:]).swapaxes(0, 1), batch
+    )
+    first = jax.tree.map(lambda x: x[0], parts)
+    zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(function, first))
+
+    def body(total, part):
+        return jax.tree.map(jnp.add, total, function(part)), None
+
+    total, _ = jax.lax.scan(body, zero, parts)
+    return jax.tree.map(lambda x: x / count, total)
+
+
+# ------------------------------------------------------------------------------------------ data
+
+
+def open_streams(config):
+    """{name: (sources, stream config, workers)} of the streams that the terms name."""
+    opened = {}
+    for name in dict.fromkeys(term.stream for term in config.terms.values()):
+        if name not in config.streams:
+            raise UserError(f"streams has no {name!r}; it has {', '.join(config.streams)}")
+        options = dict(config.streams[name])
+        kind, workers, parts = (options.pop(key) for key in ("kind", "workers", "sources"))
+        if kind not in STREAMS:
+            known = ", ".join(STREAMS)
+            raise UserError(f"streams.{name}.kind must be one of {known}, got {kind!r}")
+        made = [sources.make_source(**source) for source in parts.values()]
+        opened[name] = made, build(STREAMS[kind], options, f"streams.{name}"), workers
+    return opened
+
+
+def start_streams(opened, seed, positions):
+    """{name: endless iterator of this process's batches}, each from its position on."""
+    return {
+        name: pipeline.stream(
+            made, stream, seed, positions[name], jax.process_index(), jax.process_count(), workers
+        )
+        for name, (made, stream, workers) in opened.items()
+    }
+
+
+# ------------------------------------------------------------------------------------------ loop
+
+
+def train(values, workdir):
+    """Runs the experiment `values`, a ConfigDict, in workdir; goes on with what has begun there.
+
+    Returns the metrics of the last evaluation, {} without one. UserError for every mistake in the
+    config, and where a loss is not finite: the message names the step.
+    """
+    config = build(TrainConfig, values.to_dict(), "config")
+    config = dataclasses.replace(config, dtype=jnp.dtype(config.dtype))
+    workdir = epath.Path(workdir)
+    for name, term in config.terms.items():
+        if term.loss not in TERMS:
+            known = ", ".join(TERMS)
+            raise UserError(f"terms.{name}.loss must be one of {known}, got {term.loss!r}")
+    opened = open_streams(config)
+    teachers, texts = load_teachers(config)
+    model_config, params, tokenizer = load_student(config, teachers, texts, workdir)
+    note_config(values, workdir)
+
+    mesh = sharding.make_mesh(config.fsdp)
+    graphs = {name: graph for name, (graph, _) in teachers.items()}
+    teachers = sharding.shard(mesh, {name: params for name, (_, params) in teachers.items()})
+    trainable, frozen, factors = optim.partition(params, config.lr_factors)
+    frozen = sharding.shard(mesh, frozen)
+    optimizer, schedule = optim.adamw(config.optimizer, factors), optim.schedule(config.optimizer)
+    state = sharding.shard(
+        mesh,
+        {
+            "step": jnp.int32(0),
+            "bad_step": jnp.int32(-1),
+            "positions": {name: jnp.zeros((), jnp.int32) for name in opened},
+            "params": trainable,
+            "opt_state": optimizer.init(trainable),
+        },
+    )
+    del params, trainable
+    checkpoints = checkpoint.TrainCheckpoints(
+        workdir, config.checkpoint_every, config.checkpoints_kept
+    )
+    state = checkpoints.restore(jax.tree.map(abstract, state)) or state
+    first = int(state["step"])
+    if first:
+        print(f"{workdir} goes on after step {first} of {config.steps}", flush=True)
+    graph, _ = models.split(models.abstract(model_config))
+    step_function = make_step(config, graph, graphs, optimizer)
+    streams = start_streams(opened, config.seed, jax.device_get(state["positions"]))
+    writer, timer, evaluated = MetricWriter(workdir), Timer(), {}
+    try:
+        for step in range(first + 1, config.steps + 1):
+            last = step == config.steps
+            with timer.waiting():
+                batches = {name: next(stream) for name, stream in streams.items()}
+            rejected = {f"{n}/rejected": b.pop("rejected").sum() for n, b in batches.items()}
+            batches = {name: sharding.shard_batch(mesh, b) for name, b in batches.items()}
+            state, metrics = step_function(state, frozen, teachers, batches)
+            timer.step()
+            if step % config.log_every == 0 or step == first + 1 or last:
+                require_finite(state)
+                metrics |= {"learning_rate": schedule(step - 1), **rejected, **timer.take()}
+                writer.write(step, jax.device_get(metrics), total=config.steps)
+            if step % config.checkpoint_every == 0 or last:
+                require_finite(state)
+                checkpoints.save(step, state, force=last)
+    finally:
+        for stream in streams.values():
+            stream.close()
+        checkpoints.close()
+        writer.close()
+    return evaluated
+
+
+class Timer:
+    """Seconds a step since it was last asked, and the part of them that was spent on data."""
+
+    def __init__(self):
+        self.steps, self.waited, self.began = 0, 0.0, time.monotonic()
+
+    @contextlib.contextmanager
+    def waiting(self):
+        began = time.monotonic()
+        yield
+        self.waited += time.monotonic() - began
+
+    def step(self):
+        self.steps += 1
+
+    def take(self):
+        seconds = time.monotonic() - self.began
+        taken = {"seconds_per_step": seconds / self.steps, "data_wait": self.waited / seconds}
+        self.__init__()
+        return taken
+
+
+def abstract(array):
+    return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=array.sharding)
+
+
+def require_finite(state):
+    """UserError naming the first step whose loss was not finite."""
+    if int(state["bad_step"]) >= 0:
+        raise UserError(
+            f"the loss was not finite at step {int(state['bad_step'])}; earlier checkpoints are "
+            "whole. Lower optimizer.learning_rate, or set dtype=float32 to find the cause"
+        )
+
+
+def note_config(values, workdir):
+    """Keeps the run's config beside it; says what a resumed run changes."""
+    path, new = workdir / "config.json", json.loads(values.to_json_best_effort())
+    if path.exists():
+        old = json.loads(path.read_text())
+        changed = [key for key in new if new[key] != old.get(key)]
+        if changed:
+            logging.warning("%s goes on with other values of: %s", workdir, ", ".join(changed))
+    if jax.process_index() == 0:
+        path.write_text(json.dumps(new, indent=2))
