@@ -1,0 +1,1 @@
+"""From files to batches: numpy, Pillow and Grain; nothing here may import jax (see worker.py)."""

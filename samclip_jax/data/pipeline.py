@@ -1,0 +1,169 @@
+"""Batches for the streams of a training step: exact, resumable, the same on any number of hosts.
+
+The position of a stream is one integer, the number of batches made so far. Everything else follows
+from it and the seed:
+
+    batch g    has a resolution and a place in the endless sequence of examples (Schedule)
+    example e  is record `order[e]`: every epoch is another shuffle of all sources, each image once
+    its draws  come from (seed, e); so does the record that replaces it if it cannot be used
+
+Each process makes its own contiguous part of every batch, so the examples of batch g, and their
+order across the processes, do not depend on how many there are.
+"""
+
+import dataclasses
+import sys
+
+import grain
+import numpy as np
+from absl import flags, logging
+
+from samclip_jax.data import transforms, worker
+from samclip_jax.data.prompts import PromptConfig, simulate
+from samclip_jax.data.sources import REASONS, BadRecord
+from samclip_jax.errors import UserError
+
+MAX_REPLACEMENTS = 100
+RESOLUTION, EXAMPLE = 0, 1  # what a draw is for: keeps the random sequences apart
+
+
+@dataclasses.dataclass(frozen=True)
+class ClipStream:
+    """Crops for the CLIP term at several resolutions, with the same number of pixels a batch."""
+
+    batch_size: int = 2048  # global, at base_resolution; SAM-CLIP appendix A
+    resolutions: tuple[int, ...] = (224, 448)
+    base_resolution: int = 224
+    batch_multiple: int = 1  # the batch at every resolution is cut to a multiple of this
+    crop_scale: tuple[float, float] = (0.9, 1.0)  # CVNets' CLIP recipe
+    flip: float = 0.5
+
+    def example(self, record, resolution, rng):
+        """{"image": uint8 [R, R, 3]}"""
+        image = transforms.random_resized_crop(record["image"], resolution, rng, self.crop_scale)
+        return {"image": image[:, ::-1] if rng.random() < self.flip else image}
+
+
+@dataclasses.dataclass(frozen=True)
+class SamStream:
+    """Whole photographs with simulated prompts for the SAM term."""
+
+    batch_size: int = 32  # global; SAM-CLIP appendix A
+    image_size: int = 1024
+    prompts: PromptConfig = PromptConfig()
+
+    batch_multiple = 1
+
+    @property
+    def resolutions(self):
+        return (self.image_size,)
+
+    @property
+    def base_resolution(self):
+        return self.image_size
+
+    def example(self, record, resolution, rng):
+        """{"image": uint8 [S, S, 3], "size": int32 [2], "points": [P, N, 2], "labels": [P, N]}"""
+        if "annotations" not in record:
+            raise BadRecord("no_annotation", "the source has images only")
+        image = transforms.resize_longest(record["image"], resolution)
+        old, new = record["image"].shape[:2], image.shape[:2]
+        points, labels = simulate(record["annotations"], old, new, self.prompts, rng)
+        image = transforms.pad(image, resolution)
+        return {"image": image, "size": np.int32(new), "points": points, "labels": labels}
+
+
+class Schedule:
+    """Resolution, size and first example of every batch, each a pure function of (seed, batch).
+
+    Batches come in rounds that use every resolution once, in an order drawn by (seed, round). The
+    resolutions are as frequent as if drawn one by one, and since all rounds have the same number of
+    examples, the first example of any batch is known without counting up to it.
+    """
+
+    def __init__(self, config, seed):
+        self.seed, self.resolutions = seed, config.resolutions
+        self.sizes = {}
+        for resolution in config.resolutions:
+            size = config.batch_size * config.base_resolution**2 // resolution**2
+            multiple = config.batch_multiple
+            self.sizes[resolution] = max(multiple, size // multiple * multiple)
+
+    def __call__(self, batch):  # -> resolution, batch size, first example
+        turn, place = divmod(batch, len(self.resolutions))
+        order = np.random.default_rng((self.seed, RESOLUTION, turn)).permutation(self.resolutions)
+        sizes = [self.sizes[resolution] for resolution in order.tolist()]
+        return int(order[place]), sizes[place], turn * sum(sizes) + sum(sizes[:place])
+
+
+def stream(sources, config, seed, start=0, process_index=0, process_count=1, workers=0, keys=False):
+    """An endless iterator of this process's part of the batches of `config`, from batch `start` on.
+
+    A batch is a dict of numpy arrays, stacked examples of config.example, and "rejected", int32
+    [len(REASONS)]: how many records this process replaced while making it, by reason; with `keys`
+    also "key", a list of str. `workers` processes make batches ahead; 0 uses a thread of this one.
+    `close()` ends them. UserError: a batch that the processes cannot share evenly, and, from the
+    iterator, sources in which nothing can be used.
+    """
+    sources = list(sources) if isinstance(sources, (list, tuple)) else [sources]
+    if not sources or not config.resolutions:
+        raise UserError("a stream needs at least one source and one resolution.")
+    schedule = Schedule(config, seed)
+    for resolution, size in schedule.sizes.items():
+        if size % process_count:
+            raise UserError(
+                f"a batch of {size} images at {resolution} px cannot be shared by {process_count} "
+                f"processes; change batch_size, or batch_multiple of a CLIP stream to "
+                f"{process_count}."
+            )
+    local = LocalBatch(sources, config, seed, schedule, process_index, process_count, keys)
+    batches = grain.MapDataset.range(int(start), sys.maxsize).map(local)
+    if not workers:
+        return iter(batches.to_iter_dataset(grain.ReadOptions(1, prefetch_buffer_size=1)))
+    worker.become_main_module()
+    if not flags.FLAGS.is_parsed():  # Grain reads flags of its own; a script may have none
+        flags.FLAGS.mark_as_parsed()
+    batches = batches.to_iter_dataset(grain.ReadOptions(0, prefetch_buffer_size=0))
+    return iter(batches.mp_prefetch(grain.MultiprocessingOptions(workers)))
+
+
+class LocalBatch:
+    """Batch number -> this process's part of it."""
+
+    def __init__(self, sources, config, seed, schedule, process_index, process_count, keys):
+        self.sources, self.config, self.seed, self.schedule = sources, config, seed, schedule
+        self.process_index, self.process_count, self.keys = process_index, process_count, keys
+        records = [
+            grain.MapDataset.range(len(source)).map(lambda index, number=number: (number, index))
+            for number, source in enumerate(sources)
+        ]
+        self.order = grain.MapDataset.concatenate(records).shuffle(seed).repeat()
+
+    def __call__(self, batch):
+        resolution, size, first = self.schedule(batch)
+        size //= self.process_count
+        first += self.process_index * size
+        rejected = np.zeros(len(REASONS), np.int32)
+        made = [self.example(e, resolution, rejected) for e in range(first, first + size)]
+        keys, examples = zip(*made, strict=True)
+        arrays = {name: np.stack([each[name] for each in examples]) for name in examples[0]}
+        return {**arrays, "rejected": rejected, **({"key": list(keys)} if self.keys else {})}
+
+    def example(self, e, resolution, rejected):
+        """Key and arrays of example e. A record that cannot be used is counted, and replaced by
+        another of its source."""
+        number, index = self.order[e]
+        source = self.sources[number]
+        rng = np.random.default_rng((self.seed, EXAMPLE, e))
+        for _ in range(MAX_REPLACEMENTS):
+            try:
+                record = source[index]
+                return record["key"], self.config.example(record, resolution, rng)
+            except BadRecord as bad:
+                rejected[REASONS.index(bad.reason)] += 1
+                logging.log_first_n(logging.WARNING, "%s: record %d: %s", 10, source, index, bad)
+                index, last = int(rng.integers(len(source))), bad
+        raise UserError(
+            f"{MAX_REPLACEMENTS} records of {source} in a row cannot be used; check the data. "
+            f"The last: {last}."
+        )

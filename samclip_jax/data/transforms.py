@@ -1,0 +1,63 @@
+"""From a photograph of any size to the size a model takes; uint8 to uint8, by Pillow's filters."""
+
+import math
+
+import numpy as np
+from PIL import Image
+
+BILINEAR, BICUBIC = Image.Resampling.BILINEAR, Image.Resampling.BICUBIC
+
+
+def resize(image, height, width, filter=BILINEAR, box=None):  # [H, W, 3] -> [height, width, 3]
+    """Antialiased resizing of `box` (x0, y0, x1, y1 in px, may lie between pixels), or of all."""
+    return np.asarray(Image.fromarray(image).resize((width, height), filter, box))
+
+
+def random_resized_crop(image, size, rng, scale=(0.9, 1.0), ratio=(3 / 4, 4 / 3)):
+    """A random part of the image as [size, size, 3] (torchvision RandomResizedCrop).
+
+    Its share of the area is uniform in `scale`, its aspect log-uniform in `ratio`; the centre where
+    none fits.
+    """
+    height, width = image.shape[:2]
+    for _ in range(10):
+        area = height * width * rng.uniform(*scale)
+        aspect = math.exp(rng.uniform(math.log(ratio[0]), math.log(ratio[1])))
+        w, h = math.sqrt(area * aspect), math.sqrt(area / aspect)
+        if w <= width and h <= height:
+            x, y = rng.uniform(0, width - w), rng.uniform(0, height - h)
+            return resize(image, size, size, box=(x, y, x + w, y + h))
+    w, h = min(width, height * ratio[1]), min(height, width / ratio[0])
+    x, y = (width - w) / 2, (height - h) / 2
+    return resize(image, size, size, box=(x, y, x + w, y + h))
+
+
+def centre_crop(image, size):  # [H, W, 3] -> [size, size, 3]
+    """CLIP's evaluation view: shortest side to `size`, bicubic, then the centre (OpenCLIP's)."""
+    height, width = image.shape[:2]
+    short = min(height, width)
+    image = resize(image, int(size * height / short), int(size * width / short), BICUBIC)
+    y, x = (round((side - size) / 2) for side in image.shape[:2])
+    return image[y : y + size, x : x + size]
+
+
+def longest_shape(height, width, size):  # -> (height, width)
+    """The shape whose longest side is `size` (ResizeLongestSide.get_preprocess_shape)."""
+    scale = size / max(height, width)
+    return max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5))
+
+
+def resize_longest(image, size):  # [H, W, 3] -> [h, w, 3]
+    """Longest side to `size`, as SAM sees a photograph (ResizeLongestSide.apply_image)."""
+    return resize(image, *longest_shape(*image.shape[:2], size))
+
+
+def pad(image, size):  # [h, w, 3] -> [size, size, 3]
+    """Zeros below and to the right."""
+    height, width = image.shape[:2]
+    return np.pad(image, ((0, size - height), (0, size - width), (0, 0)))
+
+
+def scale_coords(coords, old, new):  # [..., 2] -> float32 [..., 2]
+    """x, y px of an image of shape `old` (height, width) in one of shape `new` (apply_coords)."""
+    return np.float32(coords) * np.float32([new[1] / old[1], new[0] / old[0]])

@@ -1,0 +1,73 @@
+"""The views that models take: their geometry is CLIP's and SAM's own."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from samclip_jax.data import transforms
+
+
+def ramp(height, width):
+    """Red grows to the right, green downwards."""
+    y, x = np.mgrid[0:height, 0:width]
+    return np.stack([255 * x / (width - 1), 255 * y / (height - 1), 0 * x], -1).astype(np.uint8)
+
+
+@pytest.mark.parametrize("shape", [(60, 80), (200, 20), (20, 200), (2, 2)])
+def test_a_random_crop_keeps_its_share_and_its_orientation(shape):
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        crop = transforms.random_resized_crop(ramp(*shape), 32, rng)
+        assert crop.shape == (32, 32, 3) and crop.dtype == np.uint8
+        reach = np.ptp(crop.astype(int), axis=(0, 1))[:2]  # of x, of y
+        assert reach.min() > 0
+        if max(shape) / min(shape) < 4 / 3 + 0.01 and min(shape) > 2:
+            assert 0.75 < reach.prod() / 255**2 < 1.02
+    assert (np.diff(crop[..., 0].astype(int), axis=1) >= 0).all()
+    assert (np.diff(crop[..., 1].astype(int), axis=0) >= 0).all()
+
+
+def test_a_random_crop_is_drawn_from_its_generator():
+    image = ramp(60, 80)
+    draws = [transforms.random_resized_crop(image, 16, np.random.default_rng(i)) for i in (1, 1, 2)]
+    assert (draws[0] == draws[1]).all() and (draws[0] != draws[2]).any()
+
+
+@pytest.mark.parametrize("shape", [(300, 400), (401, 300), (97, 97), (50, 333)])
+def test_centre_crop_is_openclips(shape):
+    """As torchvision has it: Resize(size, BICUBIC) truncates, CenterCrop rounds half to even."""
+    crop = transforms.centre_crop(ramp(*shape), 64)
+    height, width = shape
+    new = (64, int(64 * width / height)) if height <= width else (int(64 * height / width), 64)
+    image = Image.fromarray(ramp(*shape)).resize(new[::-1], Image.Resampling.BICUBIC)
+    left, top = int(round((new[1] - 64) / 2)), int(round((new[0] - 64) / 2))
+    np.testing.assert_array_equal(crop, image.crop((left, top, left + 64, top + 64)))
+
+
+@pytest.mark.parametrize(
+    "shape, new",
+    [((480, 640), (768, 1024)), ((640, 427), (1024, 683)), ((1500, 2250), (683, 1024)),
+     ((3, 5000), (1, 1024))],
+)  # fmt: skip
+def test_longest_side_is_segment_anythings(shape, new):
+    """Rounded half up; never less than one pixel."""
+    assert transforms.longest_shape(*shape, 1024) == new
+    assert transforms.resize_longest(ramp(*shape), 1024).shape[:2] == new
+
+
+def test_coordinates_follow_the_picture():
+    """A mark stays under its coordinates, on both axes."""
+    image = np.zeros((40, 100, 3), np.uint8)
+    image[10:22, 70:90] = 255
+    small = transforms.resize_longest(image, 50)
+    corners = transforms.scale_coords([[70, 10], [90, 22]], (40, 100), small.shape[:2])
+    assert corners.dtype == np.float32 and corners.tolist() == [[35, 5], [45, 11]]
+    assert transforms.scale_coords([10, 10], (100, 50), (30, 10)).tolist() == [2, 3]
+    marked = np.argwhere(small[..., 0] > 127)
+    assert marked.min(0).tolist() == [5, 35] and marked.max(0).tolist() == [10, 44]
+
+
+def test_padding_is_below_and_to_the_right():
+    padded = transforms.pad(np.full((3, 5, 3), 7, np.uint8), 8)
+    assert padded.shape == (8, 8, 3) and padded.dtype == np.uint8
+    assert (padded[:3, :5] == 7).all() and padded.sum() == 7 * 45
