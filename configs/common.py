@@ -45,7 +45,7 @@ def base():
         batch_size=CLIP_BATCH,
         resolutions=(224, 448),  # 4.1
         base_resolution=224,
-        batch_multiple=1,
+        batch_multiple=32,  # so that chips share every batch evenly, 1024 px too
         crop_scale=(0.9, 1.0),  # CVNets
         flip=0.5,
     )
@@ -97,7 +97,7 @@ def sam_term():
             jitter=0.1,  # Segment Anything, appendix A
             max_jitter=20.0,
             max_area=0.9,
-            interior=False,  # SA-1B gives a point with every mask: no mask is decoded
+            interior=False,  # SA-1B gives one point a mask: none is decoded, `points` are one
         ),
     )
     return ConfigDict(term), ConfigDict(stream)

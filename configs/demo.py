@@ -17,6 +17,8 @@ from configs import common
 BATCH = 64
 STEPS = dict(stage1=400, stage2=800, stage3=200)
 STEPS["distill_only"] = sum(STEPS.values())
+# How both heads are put together, chosen on the tuning scenes; empty: the paper's form
+REFINEMENT = dict()
 
 
 def world(name):

@@ -5,6 +5,7 @@ L_CLIP + 10 L_SAM with everything trained, stage 3 is stage 1 at higher resoluti
 the gradient of one term after the other and makes one update from their weighted sum.
 """
 
+import collections
 import contextlib
 import dataclasses
 import json
@@ -16,14 +17,16 @@ import optax
 from absl import logging
 from etils import epath
 
-from samclip_jax import checkpoint, models, optim, sharding
+from samclip_jax import checkpoint, evals, models, optim, sharding
 from samclip_jax.config import TrainConfig, build
 from samclip_jax.data import pipeline, sources
 from samclip_jax.errors import UserError
+from samclip_jax.inference.model import Model
 from samclip_jax.losses import cosine_distance, mask_distillation
 from samclip_jax.metrics import MetricWriter
 from samclip_jax.models.config import ClipHeadConfig, kind_of
 from samclip_jax.models.samclip import combine
+from samclip_jax.tokenizer import Tokenizer
 
 # ---------------------------------------------------------------------------------------- terms
 
@@ -72,7 +75,7 @@ def load_teachers(config):
 
 
 def load_student(config, teachers, texts, workdir):
-    """(model config, params, tokenizer): of the run in workdir if it has begun, or from config.init.
+    """(config, params, tokenizer): of the run in workdir if it has begun, else from config.init.
 
     A merged checkpoint is taken as it is; a plain SAM gets the text tower of the CLIP teacher and
     a new CLIP head. A new run's workdir becomes a model checkpoint of what it starts from.
@@ -242,13 +245,15 @@ def train(values, workdir):
     graph, _ = models.split(models.abstract(model_config))
     step_function = make_step(config, graph, graphs, optimizer)
     streams = start_streams(opened, config.seed, jax.device_get(state["positions"]))
-    writer, timer, evaluated = MetricWriter(workdir), Timer(), {}
+    writer, timer, rejected = MetricWriter(workdir), Timer(), collections.Counter()
+    evaluated = {}
     try:
         for step in range(first + 1, config.steps + 1):
             last = step == config.steps
             with timer.waiting():
                 batches = {name: next(stream) for name, stream in streams.items()}
-            rejected = {f"{n}/rejected": b.pop("rejected").sum() for n, b in batches.items()}
+            for name, batch in batches.items():
+                rejected.update({f"{name}/{r}": n for r, n in counted(batch.pop("rejected"))})
             batches = {name: sharding.shard_batch(mesh, b) for name, b in batches.items()}
             state, metrics = step_function(state, frozen, teachers, batches)
             timer.step()
@@ -259,12 +264,32 @@ def train(values, workdir):
             if step % config.checkpoint_every == 0 or last:
                 require_finite(state)
                 checkpoints.save(step, state, force=last)
+            if config.evals and (last or config.eval_every and step % config.eval_every == 0):
+                params = {**state["params"], **frozen}
+                evaluated = evaluate(config, model_config, params, tokenizer)
+                writer.write(step, evaluated, total=config.steps)
     finally:
         for stream in streams.values():
             stream.close()
         checkpoints.close()
         writer.close()
     return evaluated
+
+
+def counted(rejected):
+    """(reason, number) of the records that a batch could not use."""
+    return [(reason, int(n)) for reason, n in zip(sources.REASONS, rejected, strict=True) if n]
+
+
+def evaluate(config, model_config, params, tokenizer):
+    """{"name/metric": value} of the tasks in config.evals, on the student as it is now."""
+    tokenizer = Tokenizer(tokenizer, model_config.text.context_length)
+    model = Model(model_config, params, tokenizer, config.dtype)
+    return {
+        f"{name}/{metric}": value
+        for name, options in config.evals.items()
+        for metric, value in evals.evaluate(model, **options).items()
+    }
 
 
 class Timer:

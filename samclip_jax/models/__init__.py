@@ -33,3 +33,11 @@ def merge(graph, params):
 def count(params) -> int:
     """Number of weights in a flat dict."""
     return sum(leaf.size for leaf in jax.tree.leaves(params))
+
+
+def interpolate(start, end, alpha, prefixes):
+    """(1 - alpha) start + alpha end for names with one of `prefixes`, else end (Wise-FT)."""
+    return {
+        name: (1 - alpha) * start[name] + alpha * leaf if name.startswith(prefixes) else leaf
+        for name, leaf in end.items()
+    }

@@ -1,0 +1,148 @@
+"""The whole path at full size on real photographs: seconds a step and peak memory of every part.
+
+python -m benchmarks.full_size --coco=DIR --tokenizer=bpe_simple_vocab_16e6.txt.gz \
+    --workdir=runs/full_size [--steps=10] [--report=FILE]
+
+SAM ViT-B and OpenCLIP ViT-L/14 are written in their released layouts with random values, imported,
+merged in three stages on a CPU with small batches, and evaluated on instances and panoptic labels.
+DIR holds images/, instances.json, panoptic.json and panoptic/ in COCO's formats. Every part is a
+process of its own, started as a user would; it says how much memory it took at its peak.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from samclip_jax import models
+from samclip_jax.models.config import ClipConfig, SamConfig
+from tools.convert_weights.export import released, write_safetensors, write_torch
+from tools.convert_weights.rules import OPEN_CLIP, SEGMENT_ANYTHING
+
+BATCHES = [
+    "--config.streams.clip.batch_size=4",
+    "--config.streams.clip.batch_multiple=1",
+    "--config.streams.clip.workers=0",
+    "--config.dtype=float32",
+    "--config.optimizer.warmup_steps=2",
+    "--config.log_every=1",
+]
+SAM_BATCHES = [
+    "--config.streams.sam.batch_size=1",
+    "--config.streams.sam.workers=0",
+    "--config.streams.sam.prompts.per_image=4",
+    "--config.streams.sam.prompts.interior=True",
+    "--config.streams.sam.sources.main.name=coco_instances",
+]
+
+
+def write_released(folder):
+    """Random weights as they would be downloaded."""
+    (folder / "clip").mkdir(parents=True, exist_ok=True)
+    if not (folder / "sam_vit_b_random.pth").exists():
+        _, sam = models.split(models.init(SamConfig()))
+        write_torch(folder / "sam_vit_b_random.pth", released(SEGMENT_ANYTHING, sam))
+    if not (folder / "clip" / "open_clip_model.safetensors").exists():
+        _, clip = models.split(models.init(ClipConfig()))
+        tensors = released(OPEN_CLIP, clip)
+        write_safetensors(folder / "clip" / "open_clip_model.safetensors", tensors)
+
+
+def run(name, *arguments):
+    """{"seconds", "peak_gb"} of `python -m name arguments`; its output is shown as it comes."""
+    began = time.monotonic()
+    process = subprocess.Popen([sys.executable, "-m", name, *map(str, arguments)])
+    _, status, usage = os.wait4(process.pid, 0)
+    if status:
+        sys.exit(f"full_size: {name} failed, see above")
+    seconds = round(time.monotonic() - began, 1)
+    return {"seconds": seconds, "peak_gb": round(usage.ru_maxrss / 2**20, 2)}
+
+
+def steps_of(workdir):
+    """First and last losses and the median seconds a step, compilation left out, of a run."""
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    losses = {}
+    for key in (key for key in lines[0] if key.endswith("/loss")):
+        values = [line[key] for line in lines]
+        third = max(1, len(values) // 3)
+        losses[key] = [sum(part) / third for part in (values[:third], values[-third:])]
+    seconds = sorted(line["seconds_per_step"] for line in lines)
+    return {"steps": len(lines), "losses": losses, "seconds_per_step": seconds[len(seconds) // 2]}
+
+
+def main():
+    parser = argparse.ArgumentParser(prog="full_size", description=__doc__.split("\n")[0])
+    parser.add_argument("--coco", type=Path, required=True)
+    parser.add_argument("--tokenizer", type=Path, required=True)
+    parser.add_argument("--workdir", type=Path, default=Path("runs/full_size"))
+    parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--report", type=Path)
+    given = parser.parse_args()
+    work, coco = given.workdir, given.coco
+    report = {}
+
+    write_released(work / "released")
+    sam, clip = work / "sam", work / "clip"
+    for place, arguments in {
+        sam: [work / "released" / "sam_vit_b_random.pth", sam],
+        clip: [work / "released" / "clip", clip, "--tokenizer", given.tokenizer],
+    }.items():
+        if not place.exists():
+            report[f"import {place.name}"] = run("tools.convert_weights", "import", *arguments)
+
+    photographs = f"--config.streams.clip.sources.main.path={coco / 'images'}"
+    steps = [f"--config.steps={given.steps}", *BATCHES, photographs]
+    sam_stream = [
+        f"--config.streams.sam.sources.main.annotations={coco / 'instances.json'}",
+        f"--config.streams.sam.sources.main.images={coco / 'images'}",
+        f"--config.teachers.sam={sam}",
+        *SAM_BATCHES,
+    ]
+    for stage, init, more in (
+        ("stage1", sam, []),
+        ("stage2", work / "stage1", sam_stream),
+        ("stage3", work / "stage2", []),
+    ):
+        report[stage] = run(
+            "samclip_jax.main",
+            f"--config=configs/{stage}.py",
+            f"--workdir={work / stage}",
+            f"--config.init={init}",
+            f"--config.teachers.clip={clip}",
+            *steps,
+            *more,
+        ) | steps_of(work / stage)
+
+    images = f"--config.data.images={coco / 'images'}"
+    instances = [images, f"--config.data.annotations={coco / 'instances.json'}"]
+    panoptic = [
+        images,
+        f"--config.data.annotations={coco / 'panoptic.json'}",
+        f"--config.data.maps={coco / 'panoptic'}",
+    ]
+    for task, data in (
+        ("box_masks", instances),
+        ("zero_shot_segmentation", panoptic),
+        ("refined_segmentation", panoptic),
+    ):
+        answers = work / f"{task}.json"
+        report[task] = run(
+            "samclip_jax.evaluate",
+            f"--config=configs/eval.py:{task}",
+            f"--checkpoint={work / 'stage3'}",
+            f"--report={answers}",
+            *data,
+        )
+        found = json.loads(answers.read_text())
+        report[task] |= {k: v for k, v in found.items() if k not in ("config", "seconds")}
+    print(json.dumps(report, indent=2))
+    if given.report:
+        given.report.write_text(json.dumps(report, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
