@@ -1,0 +1,198 @@
+"""detect.py: kind and size from shapes, the rest from the files beside the weights."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from releases import (
+    CLIP,
+    OPEN_CLIP_JSON,
+    SAM,
+    WORDS,
+    assert_same,
+    leaves,
+    released,
+    save_clip,
+    vocabulary,
+)
+
+from samclip_jax.errors import UserError
+from samclip_jax.models.config import (
+    ClipConfig,
+    ClipTextConfig,
+    ClipVisionConfig,
+    ImageEncoderConfig,
+    SamConfig,
+    kind_of,
+)
+from tools.convert_weights import export, import_weights, rules
+from tools.convert_weights.detect import detect, size_name
+
+CLIP_MODEL_JSON = {
+    "config.json": {
+        "model_type": "clip",
+        "vision_config": {"num_attention_heads": 3},
+        "text_config": {"num_attention_heads": 2, "hidden_act": "quick_gelu"},
+    },
+    "preprocessor_config.json": {"image_mean": [0.5] * 3, "image_std": [0.2] * 3},
+}
+
+
+SIZES = {
+    "SAM ViT-B": SamConfig(),
+    "SAM ViT-L": SamConfig(ImageEncoderConfig(1024, 24, 16, mlp_width=4096)),
+    "SAM ViT-H": SamConfig(ImageEncoderConfig(1280, 32, 16, mlp_width=5120)),
+    "SAM ViT-24x6": SAM,
+    "CLIP ViT-L/14": ClipConfig(),
+    "CLIP ViT-B/32": ClipConfig(
+        ClipVisionConfig(768, 12, 12, 3072, 32, 224, 512),
+        ClipTextConfig(512, 12, 8, 2048, embed_dim=512),
+    ),
+    "CLIP ViT-g/14": ClipConfig(
+        ClipVisionConfig(1408, 40, 16, 6144, 14, 224, 1024),
+        ClipTextConfig(1024, 24, 16, 4096, embed_dim=1024),
+    ),
+    "CLIP ViT-bigG/14": ClipConfig(
+        ClipVisionConfig(1664, 48, 16, 8192, 14, 224, 1280),
+        ClipTextConfig(1280, 32, 20, 5120, embed_dim=1280),
+    ),
+    "CLIP ViT-S/16": ClipConfig(
+        ClipVisionConfig(384, 12, 6, 1536, 16, 224, None),
+        ClipTextConfig(384, 12, 6, 1536, embed_dim=None),
+    ),
+}
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_the_size_is_seen_in_the_shapes(size, tmp_path):
+    """Every layout, without a file beside the weights."""
+    config = SIZES[size]
+    blank = {name: np.broadcast_to(np.float32(0), x.shape) for name, x in leaves(config).items()}
+    for layout in rules.LAYOUTS:
+        if layout.kind != kind_of(config):
+            continue
+        tensors = export.released(layout, blank)
+        shapes = {name: tensors[key].shape for name, key in layout.names(tensors).items()}
+        quick_gelu = None if config == SAM else False
+        found, assumed = detect(layout, shapes, tmp_path / "weights", quick_gelu)
+        assert (found, size_name(found)) == (config, size)
+        assert assumed == [] or layout.kind == "clip"
+
+
+def test_what_shapes_do_not_tell_is_read_beside_the_weights(tmp_path):
+    clip_folder = save_clip(tmp_path / "clip")
+    config, params, tokenizer, source = import_weights(clip_folder)
+    assert (config, source["assumed"]) == (CLIP, [])
+    assert_same(params, CLIP)
+    assert json.loads(tokenizer)["model"] == json.loads(vocabulary(WORDS))["model"]
+
+
+def test_hugging_face_tells_it_in_its_own_files(tmp_path):
+    export.write_safetensors(tmp_path / "model.safetensors", released(rules.CLIP_MODEL, CLIP))
+    for name, described in CLIP_MODEL_JSON.items():
+        (tmp_path / name).write_text(json.dumps(described))
+    (tmp_path / "tokenizer.json").write_text(vocabulary(WORDS))
+    config, params, _, source = import_weights(tmp_path)
+    assert (config, source["assumed"]) == (CLIP, [])
+    assert_same(params, CLIP)
+
+
+def test_what_is_assumed_is_said_and_can_be_overruled(tmp_path):
+    """Width 24 is no published size: without its config file the heads are unknown."""
+    clip_folder = save_clip(tmp_path / "clip")
+    weights = clip_folder / "open_clip_model.safetensors"
+    (clip_folder / "open_clip_config.json").unlink()
+    with pytest.raises(UserError, match="put the model's open_clip_config.json beside"):
+        import_weights(weights)
+    towers = OPEN_CLIP_JSON["model_cfg"] | {"quick_gelu": False}
+    (clip_folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": towers}))
+    config, _, _, source = import_weights(weights, quick_gelu=True)
+    assert config.text.activation == config.vision.activation == "quick_gelu"
+    assert [said.split()[0] for said in source["assumed"]] == ["mean", "std"]
+
+
+@pytest.mark.parametrize(
+    "tower, field, value",
+    [("vision_cfg", "pool_type", "avg"), ("vision_cfg", "timm_model_name", "vit"),
+     ("text_cfg", "hf_tokenizer_name", "bert"), ("text_cfg", "no_causal_mask", True)],
+)  # fmt: skip
+def test_another_architecture_is_refused_by_its_name(tower, field, value, tmp_path):
+    clip_folder = save_clip(tmp_path / "clip")
+    described = json.loads((clip_folder / "open_clip_config.json").read_text())
+    described["model_cfg"][tower][field] = value
+    (clip_folder / "open_clip_config.json").write_text(json.dumps(described))
+    with pytest.raises(UserError, match=f"{tower}.{field} = {value!r}: only towers as OpenAI"):
+        import_weights(clip_folder)
+
+
+@pytest.mark.oracle
+@pytest.mark.parametrize("size", ["vit_b", "vit_l", "vit_h"])
+def test_released_sams_are_detected(size, tmp_path):
+    import originals
+    import torch
+
+    with originals.torchvision_absent():
+        from segment_anything import sam_model_registry
+    with torch.device("meta"):
+        state_dict = sam_model_registry[size]().state_dict()
+    expected = SIZES[f"SAM ViT-{size[-1].upper()}"]
+    assert detected(state_dict, tmp_path) == (expected, [])
+
+
+def open_clip_models():
+    """The plain ViT models of OpenCLIP, OpenAI's among them: {name: description}."""
+    try:
+        import originals
+
+        with originals.torchvision_absent():
+            import open_clip
+    except ImportError:
+        return {}
+    folder = Path(open_clip.__file__).parent / "model_configs"
+    described = {path.stem: json.loads(path.read_text()) for path in folder.glob("ViT-*.json")}
+    return {
+        name: model
+        for name, model in sorted(described.items())
+        if model["text_cfg"].keys() <= {*"context_length vocab_size width heads layers".split()}
+        and "ls_init_value" not in model["vision_cfg"]
+    }
+
+
+@pytest.mark.oracle
+@pytest.mark.parametrize("beside", [True, False], ids=["config", "alone"])
+def test_released_clips_are_detected(beside, tmp_path):
+    """With the config file and, but for the activation, without it."""
+    import open_clip.model
+    import torch
+
+    released_models = open_clip_models()
+    assert len(released_models) > 20
+    for name, model in released_models.items():
+        with torch.device("meta"):
+            state_dict = open_clip.model.CLIP(**model).state_dict()
+        if beside:
+            described = json.dumps({"model_cfg": model})
+            (tmp_path / "open_clip_config.json").write_text(described)
+        config, _ = detected(state_dict, tmp_path)
+        vision, text = model["vision_cfg"], model["text_cfg"]
+        heads = vision["width"] // vision.get("head_width", 64)
+        assert config.vision.heads == heads, name
+        assert config.vision.image_size == vision["image_size"], name
+        assert config.text.heads == text["heads"], name
+        if beside:
+            quick = model.get("quick_gelu", False)
+            assert config.vision.activation == ("quick_gelu" if quick else "gelu"), name
+
+
+def detected(state_dict, folder):
+    """detect() of a state dict on torch's meta device; every tensor has its place."""
+    shapes = {key: tuple(value.shape) for key, value in state_dict.items()}
+    layout = next(layout for layout in rules.LAYOUTS if layout.signature in shapes)
+    names = layout.names(shapes)
+    config, assumed = detect(
+        layout, {name: shapes[key] for name, key in names.items()}, folder / "weights"
+    )
+    blank = {name: np.broadcast_to(np.float32(0), x.shape) for name, x in leaves(config).items()}
+    assert {key: x.shape for key, x in export.released(layout, blank).items()} == shapes
+    return config, assumed

@@ -1,0 +1,1 @@
+"""Command lines beside the package: weight conversion and the demo's teachers."""

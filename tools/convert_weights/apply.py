@@ -1,0 +1,108 @@
+"""Released weights to our parameters: every tensor in its place, or an error that lists all."""
+
+import collections
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from samclip_jax import models
+from samclip_jax.errors import UserError
+from tools.convert_weights import readers
+from tools.convert_weights.detect import detect, size_name
+from tools.convert_weights.rules import LAYOUTS
+from tools.convert_weights.tokenizer import tokenizer_json
+
+FLOATS = ("float64", "float32", "float16", "bfloat16")
+
+
+def import_weights(source, quick_gelu=None, tokenizer=None):
+    """(config, {"a/b/c": float32 array}, tokenizer's JSON or None, source) of released weights.
+
+    source: a weight file, or a folder with one. quick_gelu: CLIP's activation, against what the
+    files beside the weights say. tokenizer: CLIP's, a file or a folder, where it does not lie
+    beside the weights. The returned source has "name", "sha256" and what was "assumed".
+    UserError for whatever cannot be read, and for tensors that do not make up a whole model.
+    """
+    files = readers.weight_files(source)
+    found = [item for path in files for item in readers.read(path).items()]
+    layout = _layout(files[0], [key for key, _ in found])
+    tensors, doubled = _standard(layout, found)
+    shapes = {name: tensors[key].shape for name, key in layout.names(tensors).items()}
+    config, assumed = detect(layout, shapes, files[0], quick_gelu)
+    if layout.kind == "sam" and (tokenizer or quick_gelu is not None):
+        raise UserError(f"{source} is a SAM: a tokenizer and an activation are for a CLIP.")
+    text = None
+    if layout.kind == "clip":
+        text = tokenizer_json(files[0].parent, tokenizer, config.text.vocab_size)
+
+    _, abstract = models.split(models.abstract(config))
+    params = {name: np.empty(leaf.shape, np.float32) for name, leaf in abstract.items()}
+    views = layout.views(params)
+    if mismatches := [("doubled", key, "") for key in doubled] + _mismatches(views, tensors):
+        raise UserError(_listed(f"{files[0]} does not match {size_name(config)}", mismatches))
+    for key, parts in tqdm(views.items(), desc="reading", unit=" tensors", delay=5, mininterval=1):
+        _fill(parts, tensors[key].read())
+    name, digest = Path(source).resolve().name, readers.sha256(files)
+    return config, params, text, {"name": name, "sha256": digest, "assumed": assumed}
+
+
+def _layout(path, keys):
+    for layout in LAYOUTS:
+        if layout.signature in keys:
+            return layout
+    raise UserError(
+        f"{path} holds no model that is known here: SAM as segment_anything or Hugging Face's "
+        "SamModel, CLIP with a ViT as OpenAI, OpenCLIP or Hugging Face's CLIPModel. Its first "
+        f"tensors are {', '.join(sorted(keys)[:3])}."
+    )
+
+
+def _standard(layout, found):
+    """The tensors by the layout's own keys, and the keys that stand for different tensors."""
+    tensors, doubled = {}, []
+    for key, tensor in found:
+        for start, stands_for in layout.aliases.items():
+            if key.startswith(start):
+                key = stands_for + key.removeprefix(start)
+        if key in layout.ignored:
+            continue
+        if key in tensors and not np.array_equal(tensors[key].read(), tensor.read()):
+            doubled.append(key)
+        tensors[key] = tensor
+    return tensors, doubled
+
+
+def _fill(parts, values):
+    if len(parts) == 1:
+        parts[0][...] = values
+        return
+    for part, value in zip(parts, np.split(values, [len(parts[0])]), strict=True):
+        part[...] = value
+
+
+def _mismatches(views, tensors):
+    """[(what is wrong, key, shapes)] between the tensors that a layout asks for and those given."""
+    wrong = [("unused", key, [*tensors[key].shape]) for key in tensors.keys() - views.keys()]
+    for key, parts in views.items():
+        shape = parts[0].shape
+        if len(parts) > 1:
+            shape = (sum(map(len, parts)), *shape[1:])
+        if key not in tensors:
+            wrong.append(("missing", key, [*shape]))
+        elif tensors[key].shape != shape:
+            wrong.append(("shape", key, f"{[*tensors[key].shape]}, expected {[*shape]}"))
+        elif tensors[key].dtype.name not in FLOATS:
+            wrong.append(("type", key, f"{tensors[key].dtype.name}, expected float"))
+    return wrong
+
+
+def _listed(what, wrong):
+    """One error that names every tensor in `wrong`."""
+    words = {"shape": "of another shape", "type": "of another type"}
+    counts = collections.Counter(kind for kind, _, _ in wrong)
+    summary = ", ".join(f"{count} {words.get(kind, kind)}" for kind, count in counts.items())
+    width = max(len(key) for _, key, _ in wrong)
+    wrong = sorted(wrong, key=lambda line: line[:2])
+    lines = [f"\n  {kind:<8}{key:<{width}}  {shapes}".rstrip() for kind, key, shapes in wrong]
+    return f"{what}: {summary}; nothing was written." + "".join(lines)
