@@ -33,7 +33,6 @@ OBJECTS = dict(name="shape_objects", split="final", size=1000, image_size=IMAGE_
 SCENES = dict(name="shape_scenes", split="final", size=200, image_size=IMAGE_SIZE)
 TUNING = {**SCENES, "split": "tuning", "size": 100}
 ALPHAS = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
-FORGETS = ("encoder/", "prompt_encoder/", "mask_decoder/")  # what Wise-FT interpolates
 
 
 def import_teachers(workdir):
@@ -85,12 +84,6 @@ def tuned_threshold(model):
     return evals.evaluate(model, "box_masks", TUNING, threshold="best")["box_threshold"]
 
 
-def refined(model, data=SCENES, **refinement):
-    return evals.evaluate(
-        model, "refined_segmentation", data, templates=TEMPLATES, refinement=refinement
-    )
-
-
 def wise_ft(workdir):
     """The baseline interpolated with SAM (appendix D): [{alpha, accuracy, box mIoU}, ...].
 
@@ -100,7 +93,7 @@ def wise_ft(workdir):
     _, start, _ = checkpoint.load_model(workdir / "distill_only", initial=True)
     rows = []
     for alpha in ALPHAS:
-        mixed = models.interpolate(start, model.params, alpha, FORGETS)
+        mixed = models.wise_ft(start, model.params, alpha)
         found = model.with_params(mixed)
         accuracy = evals.evaluate(
             found, "zero_shot_classification", OBJECTS, image_size=IMAGE_SIZE, templates=TEMPLATES
@@ -116,17 +109,12 @@ def wise_ft(workdir):
     return rows
 
 
-def main(argv):
-    if len(argv) > 1:
-        raise errors.UserError(f"unexpected argument {argv[1]!r}; options are --name=value")
-    if not flags.FLAGS["verbosity"].present:
-        logging.set_verbosity(logging.WARNING)
+def run(workdir, seed=0):
+    """Everything, into workdir; returns the report."""
     began = time.monotonic()
-    workdir = Path(WORKDIR.value)
     teachers = import_teachers(workdir)
-    run_stages(workdir, teachers, SEED.value)
+    run_stages(workdir, teachers, seed)
     trained = time.monotonic()
-    report = {}
     places = {
         "clip_teacher": teachers["clip"],
         "sam_teacher": teachers["sam"],
@@ -134,22 +122,36 @@ def main(argv):
         "stage2": workdir / "stage2",
         "samclip": workdir / "stage3",
     }
+    report = {}
     for name, place in places.items():
         print(f"measuring {name}", flush=True)
         model = load(place)
-        threshold = tuned_threshold(model) if model.kind != "clip" else None
-        report[name] = measure(model, threshold)
-    report["samclip"] |= refined(model, **demo_config.REFINEMENT)
+        report[name] = measure(model, None if model.kind == "clip" else tuned_threshold(model))
+    report["samclip"] |= evals.evaluate(
+        model,
+        "refined_segmentation",
+        SCENES,
+        templates=TEMPLATES,
+        refinement=demo_config.REFINEMENT,
+    )
     print("measuring the interpolations of distill_only with SAM", flush=True)
     report["wise_ft"] = wise_ft(workdir)
     report["parameters"] = sizes(teachers, model)
     report["training_seconds"] = round(trained - began, 1)
     report["seconds"] = round(time.monotonic() - began, 1)
     (workdir / "report.json").write_text(json.dumps(report, indent=2) + "\n")
-    write_html(
-        workdir / "report.html", report, model, make_source(**SCENES), demo_config.REFINEMENT
-    )
-    print(f"\n{workdir}/report.json and {workdir}/report.html, {report['seconds']:.0f} s")
+    scenes = make_source(**SCENES)
+    write_html(workdir / "report.html", report, model, scenes, demo_config.REFINEMENT)
+    return report
+
+
+def main(argv):
+    if len(argv) > 1:
+        raise errors.UserError(f"unexpected argument {argv[1]!r}; options are --name=value")
+    if not flags.FLAGS["verbosity"].present:
+        logging.set_verbosity(logging.WARNING)  # Orbax tells every step at INFO
+    report = run(Path(WORKDIR.value), SEED.value)
+    print(f"{WORKDIR.value}/report.json and report.html, {report['seconds']:.0f} seconds")
 
 
 def sizes(teachers, model):

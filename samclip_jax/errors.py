@@ -1,8 +1,19 @@
 """Errors a user can mend: one sentence, exit code 1, no stack trace."""
 
+import contextlib
+import errno
 import functools
+import os
+import re
 import sys
 from pathlib import Path
+
+REMEDIES = {
+    errno.ENOSPC: "; free some space or choose another directory",
+    errno.EDQUOT: "; free some space or choose another directory",
+    errno.EACCES: "; choose a directory that you may use",
+    errno.EROFS: "; choose another directory",
+}
 
 
 class UserError(Exception):
@@ -20,6 +31,24 @@ def command(main):
             sys.exit(f"{_program()}: {error}")
 
     return wrapped
+
+
+@contextlib.contextmanager
+def os_errors(what):
+    """Turns the operating system's errors, those of Orbax's storage included, into a UserError.
+
+    what: the beginning of the sentence, such as "runs/a was not written".
+    """
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        code = getattr(error, "errno", None)
+        if code is None:  # tensorstore's are ValueErrors with the code in their text
+            named = re.search(r"os_error_code='(\d+)'", str(error))
+            code = int(named[1]) if named else None
+        if code is None:
+            raise
+        raise UserError(f"{what}: {os.strerror(code)}{REMEDIES.get(code, '')}") from error
 
 
 def _program() -> str:

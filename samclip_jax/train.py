@@ -261,7 +261,7 @@ def train(values, workdir):
                 require_finite(state)
                 metrics |= {"learning_rate": schedule(step - 1), **rejected, **timer.take()}
                 writer.write(step, jax.device_get(metrics), total=config.steps)
-            if step % config.checkpoint_every == 0 or last:
+            if last or checkpoints.due(step):
                 require_finite(state)
                 checkpoints.save(step, state, force=last)
             if config.evals and (last or config.eval_every and step % config.eval_every == 0):

@@ -6,6 +6,7 @@ from flax import nnx, traverse_util
 from samclip_jax.models.config import kind_of
 from samclip_jax.models.samclip import Clip, Sam, SamClip
 
+SAM_PARTS = ("encoder/", "prompt_encoder/", "mask_decoder/")
 MODELS = {"sam": Sam, "clip": Clip, "samclip": SamClip}
 
 
@@ -35,9 +36,9 @@ def count(params) -> int:
     return sum(leaf.size for leaf in jax.tree.leaves(params))
 
 
-def interpolate(start, end, alpha, prefixes):
-    """(1 - alpha) start + alpha end for names with one of `prefixes`, else end (Wise-FT)."""
+def wise_ft(start, end, alpha):
+    """(1 - alpha) start + alpha end for what SAM has, else end (SAM-CLIP appendix D)."""
     return {
-        name: (1 - alpha) * start[name] + alpha * leaf if name.startswith(prefixes) else leaf
+        name: (1 - alpha) * start[name] + alpha * leaf if name.startswith(SAM_PARTS) else leaf
         for name, leaf in end.items()
     }

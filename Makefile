@@ -1,0 +1,34 @@
+# make demo: the whole job on the embedded default. make test: the tests. Both set up .venv first.
+
+VENV := .venv
+PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11 python; do \
+	$$python -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
+	&& echo $$python && break; done)
+
+# Nothing is written outside the checkout.
+export XDG_CACHE_HOME := $(CURDIR)/$(VENV)/cache
+export MPLCONFIGDIR := $(XDG_CACHE_HOME)/matplotlib
+export PYTEST_DEBUG_TEMPROOT := $(XDG_CACHE_HOME)
+# (pip asks rustc for its version, and rustup makes a folder of its own)
+export RUSTUP_HOME := $(XDG_CACHE_HOME)/rustup
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: demo test lint
+
+demo: $(VENV)/ready
+	$(VENV)/bin/python -m samclip_jax.demo --workdir=runs/demo
+
+test: $(VENV)/ready
+	JAX_PLATFORMS=cpu $(VENV)/bin/python -m pytest -q -n 2 -m "not slow and not oracle"
+
+lint: $(VENV)/ready
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+
+$(VENV)/ready: setup.py
+	@test -n "$(PYTHON)" || { echo "make: Python 3.11 or newer with its venv module is needed" \
+		"(Debian, Ubuntu: apt install python3-venv)" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	mkdir -p "$(XDG_CACHE_HOME)"
+	TMPDIR="$(XDG_CACHE_HOME)" $(VENV)/bin/python -m pip install --quiet --no-cache-dir -e '.[test]'
+	touch $@

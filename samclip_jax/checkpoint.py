@@ -1,0 +1,331 @@
+"""Checkpoints on disk: whole models, and the steps of a training run. The only user of Orbax.
+
+    DIR/model.json          {"config": the model's config, "source": {"name", "sha256"} or null}
+    DIR/tokenizer.json      of a clip or samclip model, a Hugging Face `tokenizers` file
+    DIR/params/             {"a/b/c": float32 array}
+    DIR/checkpoints/STEP/   in a training run only: {"params": {trainable "a/b/c": array}, ...}
+
+model.json is written last: a directory without it is no checkpoint. DIR may be local or gs://.
+"""
+
+import contextlib
+import json
+import logging
+import os
+
+import jax
+import numpy as np
+from etils import epath
+from jax.experimental import multihost_utils
+from orbax.checkpoint import v1 as ocp
+
+from samclip_jax.errors import UserError, os_errors
+from samclip_jax.models import config as model_config
+
+KIND_NAMES = {"sam": "a SAM", "clip": "a CLIP", "samclip": "a merged SAM-CLIP"}
+STEPS = "checkpoints"
+
+
+def save_model(directory, config, params, tokenizer_json=None, source=None):
+    """Writes a model checkpoint; it appears whole or not at all.
+
+    config: a SamConfig, ClipConfig or SamClipConfig. params: {"a/b/c": numpy or jax array}, not
+    copied. source: {"name": ..., "sha256": ...} of the file that it was imported from.
+    UserError where a checkpoint exists already (it is never overwritten), without permission and
+    without space. All processes of a job call it together.
+    """
+    directory = require_new(directory)
+    described = {"config": model_config.to_dict(config), "source": source}
+    texts = {"tokenizer.json": tokenizer_json, "model.json": json.dumps(described, indent=2)}
+    renames = not str(directory).startswith("gs://")  # there a rename is a copy of every object
+    staging = directory.parent / f"{directory.name}.incomplete" if renames else directory
+    try:
+        with os_errors(f"{directory} was not written"):
+            _on_first_process(_empty, staging if renames else staging / "params")
+            with _context(host_copies=False):
+                ocp.save(staging / "params", params)
+            _on_first_process(_commit, staging, directory, texts)
+    except BaseException:
+        if renames and jax.process_index() == 0:
+            _remove(staging)
+        raise
+
+
+def load_model(directory, kinds=None, shardings=None, initial=False):
+    """(config, {"a/b/c": jax array}, tokenizer.json's text or None) of a model checkpoint.
+
+    A training run gives its newest step's parameters over the ones it started from, or (initial)
+    the latter alone. kinds: those that the caller can use, of "sam", "clip", "samclip".
+    shardings: {name: ShapeDtypeStruct} -> {name: Sharding}; by default everything lies on the first
+    local device. UserError where the directory is no checkpoint, is incomplete or of another kind.
+    """
+    directory = _absolute(directory)
+    config = load_config(directory, kinds)
+    with os_errors(f"{directory} was not read"):
+        if not (directory / "params").exists():
+            raise UserError(f"{directory} is incomplete: it has model.json and no params/")
+        sources = [directory / "params", *([] if initial else _newest_step(directory))]
+        origin = {name: (leaf, path) for path in sources for name, leaf in _stored(path).items()}
+        abstract = {name: leaf for name, (leaf, _) in origin.items()}
+        placed = shardings(abstract) if shardings else dict.fromkeys(abstract, _one_device())
+        params = {}
+        for source in sources:
+            names = [name for name, (_, path) in origin.items() if path == source]
+            params |= _load(source, {name: _at(abstract[name], placed[name]) for name in names})
+        tokenizer = directory / "tokenizer.json"
+        return config, params, tokenizer.read_text() if tokenizer.exists() else None
+
+
+def load_config(directory, kinds=None):
+    """The config of a model checkpoint, without its parameters; errors as `load_model`."""
+    directory = _absolute(directory)
+    with os_errors(f"{directory} was not read"):
+        if not (directory / "model.json").exists():
+            raise UserError(_not_a_checkpoint(directory))
+        try:
+            described = json.loads((directory / "model.json").read_text())["config"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{directory}/model.json is damaged: {error}") from error
+    config = model_config.from_dict(described)
+    kind = model_config.kind_of(config)
+    if kinds and kind not in kinds:
+        wanted = " or ".join(KIND_NAMES[name] for name in kinds)
+        raise UserError(f"{directory} is {KIND_NAMES[kind]} checkpoint; {wanted} one is needed")
+    return config
+
+
+def require_new(directory):
+    """The directory as a path, once it is sure that no checkpoint would be overwritten there."""
+    directory = _absolute(directory)
+    with os_errors(f"{directory} was not written"):
+        if (directory / "model.json").exists():
+            raise UserError(
+                f"{directory} holds a checkpoint already, which is left as it is: "
+                "remove it or choose another directory"
+            )
+    return directory
+
+
+class TrainCheckpoints:
+    """The steps of a training run, in DIR/checkpoints: saved in the background, newest kept.
+
+    State is any tree of arrays and numbers with string keys and optax states; its "params" are
+    the flat trainable parameters. All processes of a job call every method together.
+    """
+
+    def __init__(self, directory, every_steps, keep):
+        """Saves at multiples of every_steps and before a pre-emption; the `keep` newest stay."""
+        policies = ocp.training.save_decision_policies
+        self.directory = _absolute(directory) / STEPS
+        with os_errors(f"{self.directory} was not written"):
+            self._checkpointer = ocp.training.Checkpointer(
+                self.directory,
+                context=_context(),
+                save_decision_policy=policies.AnySavePolicy(
+                    [
+                        policies.FixedIntervalPolicy(every_steps),
+                        policies.PreemptionCheckpointingPolicy(),
+                    ]
+                ),
+                preservation_policy=ocp.training.preservation_policies.LatestN(keep),
+                cleanup_tmp_directories=True,  # of a run that was killed while it saved
+            )
+
+    @property
+    def latest_step(self):
+        """The newest step, saved or being saved, or None."""
+        latest = self._checkpointer.latest
+        return latest.step if latest else None
+
+    def due(self, step):
+        """Whether `save` would save this step. Cheap: to be asked at every one."""
+        return self._checkpointer.should_save(step)
+
+    def save(self, step, state, force=False):
+        """Starts a save where step asks for one (or force does); True if it did.
+
+        The state may be donated or changed right after. UserError if this save cannot start or the
+        one before it failed; whole earlier steps are never touched by a failure.
+        """
+        if step == self.latest_step:
+            return False
+        with os_errors(f"{self.directory} was not written"):
+            return self._checkpointer.save_async(step, state, force=force) is not None
+
+    def restore(self, abstract_state):
+        """The newest step as abstract_state says, or None if there is no step yet.
+
+        abstract_state: ShapeDtypeStructs with their shardings, on any number of devices; a leaf
+        without one (optax's counts) is replicated over the mesh of the others. UserError where
+        names or shapes differ from what was saved.
+        """
+        with os_errors(f"{self.directory} was not written"):
+            self._checkpointer.wait()
+        if self.latest_step is None:
+            return None
+        path = self.directory / str(self.latest_step)
+        with _damaged(path):
+            _require_fit(path, ocp.metadata(path).metadata, abstract_state)
+            return self._checkpointer.load(self.latest_step, _with_shardings(abstract_state))
+
+    def close(self):
+        """Waits for the save under way. UserError if it failed."""
+        with os_errors(f"{self.directory} was not written"):
+            self._checkpointer.close()
+
+
+def _commit(staging, directory, texts):
+    """Puts the staged model in place, model.json last."""
+    for name, text in texts.items():
+        if text is not None:
+            (staging / name).write_text(text)
+    if staging == directory:
+        return
+    if not directory.exists():
+        staging.rename(directory)
+        return
+    _remove(directory / "params")
+    for name in ("params", *(name for name, text in texts.items() if text is not None)):
+        (staging / name).rename(directory / name)
+    staging.rmdir()
+
+
+def _on_first_process(function, *args):
+    if jax.process_index() == 0:
+        function(*args)
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(function.__name__)
+
+
+def _empty(directory):
+    _remove(directory)
+    directory.parent.mkdir(parents=True, exist_ok=True)
+
+
+def _remove(directory):
+    if directory.exists():
+        directory.rmtree()
+
+
+def _newest_step(directory):
+    """[path of the newest whole training step], or []."""
+    steps = ocp.path.step.standard_name_format().find_all(directory / STEPS)
+    newest = max((found.step for found in steps), default=None)
+    return [] if newest is None else [directory / STEPS / str(newest)]
+
+
+def _stored(path):
+    """{"a/b/c": ShapeDtypeStruct} of the parameters in params/ or in a training step."""
+    with _damaged(path):
+        tree = ocp.metadata(path).metadata
+        leaves = tree["params"] if path.parent.name == STEPS else tree
+        return {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in leaves.items()}
+
+
+def _load(path, wanted):
+    """wanted: {"a/b/c": ShapeDtypeStruct with its sharding}, some of what `_stored` found."""
+    if not wanted:  # Orbax refuses to load nothing
+        return {}
+    nested = path.parent.name == STEPS
+    with _damaged(path), _context(partial=True):
+        tree = ocp.load(path, {"params": wanted} if nested else wanted)
+    return tree["params"] if nested else tree
+
+
+@contextlib.contextmanager
+def _damaged(path):
+    """A UserError for whatever Orbax raises on damaged files, bare Exceptions among it."""
+    try:
+        with os_errors(f"{path} was not read"):
+            yield
+    except (UserError, RuntimeError, MemoryError):
+        raise
+    except Exception as error:
+        reason = str(error).partition("\n")[0][:200]
+        raise UserError(f"{path} is damaged; restore it from a copy: {reason}") from error
+
+
+def _context(host_copies=True, partial=False):
+    context = ocp.Context()
+    context.memory.deepcopy_host_arrays = host_copies
+    context.array.saving.use_compression = False  # 1.15 GB: 2 s and no copy; else 9 s and a copy
+    context.asynchronous.create_directories_asynchronously = False  # a failure there would hang
+    context.pytree.loading.partial_load = partial
+    return context
+
+
+def _one_device():
+    return jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+
+
+def _at(leaf, sharding):
+    return jax.ShapeDtypeStruct(np.shape(leaf), jax.dtypes.result_type(leaf), sharding=sharding)
+
+
+def _with_shardings(abstract_state):
+    """Every leaf gets a sharding: Orbax would else ask for the devices that it was saved from."""
+    given = [getattr(leaf, "sharding", None) for leaf in jax.tree.leaves(abstract_state)]
+    meshes = [sharding.mesh for sharding in given if hasattr(sharding, "mesh")]
+    replicated = jax.NamedSharding(meshes[0], jax.P()) if meshes else _one_device()
+    return jax.tree.map(
+        lambda leaf: _at(leaf, getattr(leaf, "sharding", None) or replicated), abstract_state
+    )
+
+
+def _require_fit(path, stored, abstract_state):
+    stored, wanted = _shapes(stored), _shapes(abstract_state)
+    lines = [f"missing   {name}  {wanted[name]}" for name in wanted.keys() - stored.keys()]
+    lines += [f"unknown   {name}  {stored[name]}" for name in stored.keys() - wanted.keys()]
+    lines += [
+        f"shape     {name}  {stored[name]}, expected {wanted[name]}"
+        for name in wanted.keys() & stored.keys()
+        if stored[name] != wanted[name]
+    ]
+    if lines:
+        listed = "\n  ".join(sorted(lines)[:20])
+        raise UserError(
+            f"{path} is of another configuration, {len(lines)} arrays differ; resume with the one "
+            f"it was started with or choose another workdir.\n  {listed}"
+        )
+
+
+def _shapes(tree):
+    """{"opt_state/0/mu/a/b": shape}, alike for a saved tree and a live one."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): list(np.shape(leaf))
+        for path, leaf in leaves
+    }
+
+
+def _absolute(directory):
+    """As Orbax asks for it; gs:// paths as they are."""
+    text = str(directory)
+    return epath.Path(text if "://" in text else os.path.abspath(text))
+
+
+def _not_a_checkpoint(directory):
+    """One sentence: what is there and what was expected."""
+    if not directory.exists():
+        return f"there is no checkpoint at {directory}: no such directory"
+    if not directory.is_dir():
+        return (
+            f"{directory} is a file, not a checkpoint directory; released weights become one by "
+            f"python -m tools.convert_weights import {directory} OUTPUT"
+        )
+    found = sorted(entry.name for entry in directory.iterdir())
+    listed = ", ".join(found[:5]) + (f" and {len(found) - 5} more" if len(found) > 5 else "")
+    reason = f"it holds {listed}" if found else "it is empty"
+    if directory.parent.name == STEPS and (directory.parent.parent / "model.json").exists():
+        return f"{directory} is one step of a run; give the run, {directory.parent.parent}"
+    return f"{directory} is not a checkpoint: it has no model.json, {reason}"
+
+
+class _RaisedAnyway(logging.Filter):
+    """Drops the stack traces that Orbax logs in its threads: each is raised to the caller too."""
+
+    def filter(self, record):
+        return not (record.exc_info and "orbax" in record.pathname)
+
+
+logging.getLogger("absl").addFilter(_RaisedAnyway())

@@ -1,0 +1,57 @@
+"""Where a run's numbers go: metrics.jsonl in its workdir and a line on the console."""
+
+import json
+import math
+import time
+
+import jax
+from etils import epath
+
+from samclip_jax.errors import os_errors
+
+
+class MetricWriter:
+    """Adds {"step", "time", name: number} lines to WORKDIR/metrics.jsonl, from process 0 only.
+
+    A resumed run goes on in the same file: of two lines of one step, the later one counts.
+    UserError where the file cannot be written.
+    """
+
+    def __init__(self, workdir):
+        self._path = epath.Path(workdir) / "metrics.jsonl"
+        self._is_object = str(workdir).startswith("gs://")  # rewritten whole: it cannot grow
+        self._file, self._lines = None, ""
+        if jax.process_index() != 0:
+            return
+        with os_errors(f"{self._path} was not written"):
+            if self._is_object:
+                self._lines = self._path.read_text() if self._path.exists() else ""
+            else:
+                self._path.parent.mkdir(parents=True, exist_ok=True)
+                self._file = open(self._path, "a+", buffering=1)
+                self._drop_half_a_line()
+
+    def write(self, step, metrics, total=None):
+        """metrics: {name: number}; total: the run's last step. Not finite becomes null."""
+        if jax.process_index() != 0:
+            return
+        known = {k: float(v) if math.isfinite(v) else None for k, v in metrics.items()}
+        line = json.dumps({"step": int(step), "time": round(time.time(), 3), **known}) + "\n"
+        with os_errors(f"{self._path} was not written"):
+            if self._is_object:
+                self._lines += line
+                self._path.write_text(self._lines)
+            else:
+                self._file.write(line)
+        shown = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())
+        print(f"step {step}/{total}" if total else f"step {step}", shown, sep="  ", flush=True)
+
+    def _drop_half_a_line(self):
+        """Cuts what a killed run left after its last whole line."""
+        self._file.seek(0)
+        whole = self._file.read().rpartition("\n")
+        self._file.truncate(len("".join(whole[:2]).encode()))
+
+    def close(self):
+        if self._file:
+            self._file.close()

@@ -1,0 +1,41 @@
+"""pip install -e .[test]; extras: eval, test, tpu, oracle.
+
+Upper bounds stand where the next release is known, or has often been, to break its users.
+"""
+
+from setuptools import find_packages, setup
+
+EVAL = ["matplotlib>=3.9,<4", "tensorflow-datasets>=4.9.9,<5"]
+
+setup(
+    name="samclip_jax",
+    version="0.1.0",
+    description="SAM-CLIP in JAX: two vision foundation models merged into one by distillation",
+    license="Apache-2.0",
+    packages=find_packages(include=["samclip_jax*", "configs*", "tools*", "benchmarks*"]),
+    python_requires=">=3.11",
+    install_requires=[
+        "absl-py>=2.1",
+        "etils[epath]>=1.9,<2",
+        "flax>=0.12.8,<0.13",
+        "grain>=0.2.15,<0.3",
+        "jax>=0.10,<0.13",
+        "ml_collections>=1.0,<2",
+        "numpy>=2.0,<3",
+        "optax>=0.2.6,<0.3",
+        "orbax-checkpoint>=0.12.4,<0.13",  # its v1 API is young
+        "Pillow>=11",
+        "pycocotools>=2.0.10,<3",
+        "safetensors>=0.5,<1",
+        "scipy>=1.13,<2",
+        "tokenizers>=0.21,<1",
+        "tqdm>=4.66,<5",
+    ],
+    extras_require={
+        "eval": EVAL,
+        "test": [*EVAL, "pytest>=8,<10", "pytest-xdist>=3.6,<4", "ruff>=0.17,<0.18"],
+        "tpu": ["jax[tpu]>=0.10,<0.13", "gcsfs"],
+        # The PyTorch originals, for live parity tests. .ci/run adds open_clip_torch and timm.
+        "oracle": ["ftfy", "segment-anything>=1,<2", "torch==2.13.0", "transformers>=5,<6"],
+    },
+)

@@ -1,0 +1,171 @@
+"""train.py: what a run promises, on tiny models and real streams of the procedural world."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import demo
+from samclip_jax import checkpoint, models, train
+from samclip_jax.errors import UserError
+from samclip_jax.models.config import (
+    ClipConfig,
+    ClipTextConfig,
+    ClipVisionConfig,
+    ImageEncoderConfig,
+    MaskDecoderConfig,
+    SamConfig,
+)
+
+SAM = SamConfig(
+    ImageEncoderConfig(
+        width=16, depth=2, heads=2, groups=1, patch=12, image_size=48, window=3, mlp_width=32,
+        out_channels=16,
+    ),
+    MaskDecoderConfig(mlp_width=16, iou_width=16),
+)  # fmt: skip
+CLIP = ClipConfig(
+    ClipVisionConfig(width=16, depth=1, heads=2, mlp_width=32, patch=8, image_size=16, embed_dim=8),
+    ClipTextConfig(
+        width=16, depth=1, heads=2, mlp_width=32, context_length=8, vocab_size=20, embed_dim=8
+    ),
+)
+
+
+@pytest.fixture(scope="module")
+def teachers(tmp_path_factory):
+    """{"sam": DIR, "clip": DIR}, random ones."""
+    folder = tmp_path_factory.mktemp("teachers")
+    for name, config in (("sam", SAM), ("clip", CLIP)):
+        _, params = models.split(models.init(config))
+        checkpoint.save_model(folder / name, config, params, "{}" if name == "clip" else None)
+    return {name: str(folder / name) for name in ("sam", "clip")}
+
+
+def experiment(teachers, stage, init, steps=4):
+    config = demo.get_config(stage)
+    config.teachers, config.init, config.steps = teachers, str(init), steps
+    config.head.mlp_hidden, config.optimizer.warmup_steps = 16, 0
+    config.streams.clip.update(batch_size=4, batch_multiple=2, resolutions=(24, 36))
+    config.streams.clip.base_resolution = 24
+    config.checkpoint_every = 2
+    if "sam" in config.streams:
+        config.streams.sam.update(batch_size=2, image_size=48)
+        config.streams.sam.prompts.per_image = 2
+    return config
+
+
+@pytest.fixture(scope="module")
+def stages(teachers, tmp_path_factory):
+    """A workdir with stage1 and stage2 in it, four steps each."""
+    folder = tmp_path_factory.mktemp("stages")
+    train.train(experiment(teachers, "stage1", teachers["sam"]), folder / "stage1")
+    train.train(experiment(teachers, "stage2", folder / "stage1"), folder / "stage2")
+    return folder
+
+
+def changed(workdir, other=None):
+    """The first parts of the names that differ from what the run (or `other`) began with."""
+    _, before, _ = checkpoint.load_model(other or workdir, initial=other is None)
+    _, after, _ = checkpoint.load_model(workdir)
+    return {name.split("/")[0] for name in after if (after[name] != before[name]).any()}
+
+
+def metrics(workdir):
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_stage_1_trains_the_head_alone(stages):
+    assert changed(stages / "stage1") == {"clip_head"}
+
+
+def test_stage_2_trains_encoder_decoder_and_head(stages):
+    """The prompt encoder and the text tower stay the teachers' (SAM-CLIP section 3)."""
+    assert changed(stages / "stage2") == {"clip_head", "encoder", "mask_decoder"}
+
+
+def test_a_stage_starts_where_the_one_before_it_ended(stages):
+    _, ended, _ = checkpoint.load_model(stages / "stage1")
+    _, started, _ = checkpoint.load_model(stages / "stage2", initial=True)
+    assert ended.keys() == started.keys()
+    assert all((ended[name] == started[name]).all() for name in ended)
+
+
+def test_the_head_begins_as_copies_of_the_last_block(stages):
+    _, start, _ = checkpoint.load_model(stages / "stage1", initial=True)
+    for name in (name for name in start if name.startswith("clip_head/blocks/")):
+        last = start[name.replace("clip_head/blocks", "encoder/global_blocks")][-1]
+        assert start[name].shape[0] == 3 and (start[name] == last).all()
+
+
+def test_stage_2_begins_without_any_sam_loss(stages):
+    """The student's SAM is the teacher's: L_SAM and its gradient are zero, L_CLIP's are not."""
+    first = metrics(stages / "stage2")[0]
+    assert abs(first["sam/loss"]) < 1e-6 and first["sam/grad_norm"] < 1e-4
+    assert first["clip/loss"] > 1e-3 and first["clip/grad_norm"] > 1e-3
+
+
+def test_a_run_that_was_stopped_ends_with_the_same_weights(stages, teachers, tmp_path):
+    """Two steps, stop, two more: data, optimizer and schedule go on where they were."""
+    for steps in (2, 4):
+        config = experiment(teachers, "stage2", stages / "stage1", steps)
+        config.optimizer.schedule_steps = 600
+        train.train(config, tmp_path / "stopped")
+    whole = experiment(teachers, "stage2", stages / "stage1")
+    whole.optimizer.schedule_steps = 600
+    train.train(whole, tmp_path / "whole")
+    _, expected, _ = checkpoint.load_model(tmp_path / "whole")
+    _, found, _ = checkpoint.load_model(tmp_path / "stopped")
+    for name, leaf in expected.items():
+        np.testing.assert_array_equal(found[name], leaf, err_msg=name)
+
+
+def test_micro_batches_give_the_same_gradient():
+    rng = np.random.default_rng(0)
+    weight, batch = jnp.ones(3), {"x": jnp.float32(rng.normal(size=(8, 3)))}
+
+    def gradient(batch):
+        return jax.grad(lambda w: jnp.square(batch["x"] @ w).mean())(weight), {"rows": 1.0}
+
+    whole, _ = train.mean_over_micro_batches(gradient, batch, 1)
+    parts, metrics = train.mean_over_micro_batches(gradient, batch, 4)
+    np.testing.assert_allclose(parts, whole, rtol=1e-5)
+    assert metrics["rows"] == 1
+    with pytest.raises(UserError, match="does not divide into 3"):
+        train.mean_over_micro_batches(gradient, batch, 3)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(teachers, tmp_path):
+    config = experiment(teachers, "distill_only", teachers["sam"], steps=6)
+    config.optimizer.learning_rate, config.optimizer.clip_norm = 1e38, 0.0
+    with pytest.raises(UserError, match=r"not finite at step [23]"):
+        train.train(config, tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    "key, value, message",
+    [
+        ("learning_rte", 1.0, "config has no key 'learning_rte'"),
+        ("init", "", "config.init"),
+        ("init", "nowhere", "no checkpoint at"),
+        ("teachers", {"clip": ""}, "config.teachers.clip"),
+        ("lr_factors", (("clip_haed", 1.0), (".*", None)), "matches no parameter"),
+        ("streams", {}, "streams has no 'clip'"),
+        ("fsdp", 7, "fsdp=7"),
+    ],
+)
+def test_mistakes_in_a_config_are_one_sentence(teachers, tmp_path, key, value, message):
+    config = experiment(teachers, "stage1", teachers["sam"])
+    with config.unlocked():
+        config[key] = value
+    with pytest.raises(UserError, match=message):
+        train.train(config, tmp_path / "run")
+
+
+def test_a_teacher_of_the_wrong_kind_is_refused(teachers, tmp_path):
+    config = experiment(teachers, "stage1", teachers["sam"])
+    config.teachers.clip = teachers["sam"]
+    with pytest.raises(UserError, match="is a SAM checkpoint"):
+        train.train(config, tmp_path / "run")
