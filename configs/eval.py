@@ -59,6 +59,7 @@ def get_config(task=""):
     if task not in TASKS:
         raise UserError(f"name a task, configs/eval.py:TASK, of {', '.join(TASKS)}; got {task!r}")
     config = ConfigDict({"task": task, "limit": anything(), "dtype": "float32", **TASKS[task]})
+    config.wise_ft = 1.0  # of a workdir: its SAM parts' way from 0, the start, to 1 (appendix D)
     known = {name for source in SOURCES.values() for name in inspect.signature(source).parameters}
     config.data = {name: anything() for name in sorted(known)} | config.data.to_dict()
     return config

@@ -1,0 +1,47 @@
+"""Evaluators: a task each, shared by the training loop and by `python -m samclip_jax.evaluate`.
+
+An evaluator takes a Model, a source (data/sources.py) and options, and yields (name, value); values
+are shares of 1 unless their name says otherwise.
+"""
+
+import difflib
+import inspect
+
+from samclip_jax.data.sources import make_source
+from samclip_jax.errors import UserError
+from samclip_jax.evals.masks import box_masks, point_masks
+from samclip_jax.evals.refined_segmentation import refined_segmentation
+from samclip_jax.evals.zero_shot_classification import zero_shot_classification
+from samclip_jax.evals.zero_shot_segmentation import zero_shot_segmentation
+
+EVALUATORS = {
+    evaluator.__name__: evaluator
+    for evaluator in (
+        zero_shot_classification,
+        box_masks,
+        point_masks,
+        zero_shot_segmentation,
+        refined_segmentation,
+    )
+}
+
+
+def evaluate(model, task, data, **options):
+    """{name: value} of one task. data: {"name": a source, its options}; options: the evaluator's.
+
+    UserError names an unknown task or option and the nearest known one.
+    """
+    evaluator = EVALUATORS[_known(task, EVALUATORS, "evaluation task")]
+    taken = list(inspect.signature(evaluator).parameters)[2:]
+    for option in options:
+        _known(option, taken, f"option of {task}")
+    results = evaluator(model, make_source(**data), **options)
+    return {name: value if isinstance(value, int) else float(value) for name, value in results}
+
+
+def _known(name, names, what):
+    if name not in names:
+        near = difflib.get_close_matches(str(name), names, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(names)}"
+        raise UserError(f"no {what} {name!r}: {hint}")
+    return name

@@ -1,0 +1,84 @@
+"""Reading a source for evaluation: ahead of the model, in order, every usable record once."""
+
+import collections
+import itertools
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+from absl import logging
+from tqdm import tqdm
+
+from samclip_jax.data.sources import BadRecord
+from samclip_jax.errors import UserError
+
+THREADS = 4  # that read and prepare records while the model runs
+
+
+class Batches:
+    """Lists of `batch_size` prepared records, the last one shorter.
+
+    prepare(record) runs in threads. Unusable records are left out and counted in `rejected`, by
+    reason. Progress is shown from ten seconds on.
+    """
+
+    def __init__(self, source, prepare, batch_size, limit=None):
+        self.source, self.prepare, self.batch_size = source, prepare, batch_size
+        self.length = len(source) if limit is None else min(limit, len(source))
+        self.images, self.rejected = 0, collections.Counter()
+
+    def __iter__(self):
+        records = self._records()
+        while batch := list(itertools.islice(records, self.batch_size)):
+            self.images += len(batch)
+            yield batch
+
+    def counts(self):
+        """The images used and skipped, as results. UserError if none was usable."""
+        if not self.images:
+            raise UserError(f"no usable image in {self.source}: {dict(self.rejected)}")
+        if self.rejected:
+            logging.warning("%s: images skipped: %s", self.source, dict(self.rejected))
+        yield "images", self.images
+        yield "images_skipped", self.rejected.total()
+
+    def _records(self):
+        waiting = collections.deque()
+        with (
+            ThreadPoolExecutor(THREADS) as threads,
+            tqdm(total=self.length, unit="image", delay=10, leave=False) as progress,
+        ):
+            for index in range(self.length + self.batch_size):
+                if index < self.length:
+                    waiting.append(threads.submit(self._record, index))
+                if waiting and index >= self.batch_size:
+                    prepared = waiting.popleft().result()
+                    progress.update()
+                    if prepared is not None:
+                        yield prepared
+
+    def _record(self, index):
+        try:
+            return self.prepare(self.source[index])
+        except BadRecord as bad:
+            self.rejected[bad.reason] += 1
+            return None
+
+
+def stack(arrays, rows):  # -> [rows, ...]
+    """The arrays as one, zeros after them: a last, shorter batch keeps the compiled shape."""
+    stacked = np.stack(arrays)
+    return np.pad(stacked, [(0, rows - len(stacked))] + [(0, 0)] * (stacked.ndim - 1))
+
+
+def class_names(source):
+    """The source's classes; UserError if it has none."""
+    if not hasattr(source, "classes"):
+        raise UserError(f"{source} has no classes to choose from: take one with labels or maps")
+    return list(source.classes)
+
+
+def field(record, name):
+    """record[name]; UserError if this kind of source has none."""
+    if name not in record:
+        raise UserError(f"{record['key']} has no {name!r}: the source does not fit the task")
+    return record[name]

@@ -1,0 +1,32 @@
+"""Zero-shot classification of whole images (SAM-CLIP 4.2, table 1)."""
+
+import numpy as np
+
+from samclip_jax.data import transforms
+from samclip_jax.evals.batches import Batches, class_names, field, stack
+
+
+def zero_shot_classification(
+    model, source, image_size=336, templates="openai", batch_size=64, limit=None
+):
+    """Top-1 and top-5 accuracy; the source's classes are the names.
+
+    image_size: of a merged model's centre crop (table 1: 336); a CLIP sees its own size.
+    """
+    classes = class_names(source)
+    text = model.class_embeddings(classes, templates)
+    size = model.config.vision.image_size if model.kind == "clip" else image_size
+
+    def prepare(record):
+        return transforms.centre_crop(record["image"], size), field(record, "label")
+
+    hits = np.zeros(len(classes), int)  # hits[k]: images whose label is the k-th likeliest class
+    batches = Batches(source, prepare, batch_size, limit)
+    for batch in batches:
+        images, labels = zip(*batch, strict=True)
+        scores = model.encode_image(stack(images, batch_size))[: len(batch)] @ text.T
+        ranked = np.argsort(-scores, axis=1, kind="stable")
+        hits += (ranked == np.array(labels)[:, None]).sum(0)
+    yield from batches.counts()
+    yield "zero_shot_accuracy", hits[0] / batches.images
+    yield "zero_shot_top5_accuracy", hits[:5].sum() / batches.images

@@ -1,0 +1,79 @@
+"""Zero-shot semantic segmentation by text from the CLIP head (SAM-CLIP 4.2, table 2)."""
+
+import numpy as np
+
+from samclip_jax.data import transforms
+from samclip_jax.errors import UserError
+from samclip_jax.evals.batches import Batches, class_names, field, stack
+from samclip_jax.inference import frames
+
+UPSAMPLE = ("logits", "labels")
+
+
+def zero_shot_segmentation(
+    model,
+    source,
+    image_size=448,
+    templates="openai",
+    upsample="logits",
+    maskclip=False,
+    batch_size=16,
+    limit=None,
+):
+    """mIoU of the class whose text is nearest to each patch; the source's classes are the names.
+
+    image_size: what images are resized to, square (4.2: 448); a CLIP sees its own size and answers
+    with its patch tokens, plain or (maskclip) by its last block's values. upsample: "logits" before
+    the argmax (4.2), or "labels" after it (appendix C).
+    """
+    if upsample not in UPSAMPLE:
+        raise UserError(f"upsample must be one of {', '.join(UPSAMPLE)}, got {upsample!r}")
+    classes = class_names(source)
+    text = model.class_embeddings(classes, templates)
+    size = model.config.vision.image_size if model.kind == "clip" else image_size
+    whole = (size, size)
+    total = np.zeros((len(classes),) * 2, int)
+    batches = Batches(source, square(size), batch_size, limit)
+    for batch in batches:
+        images, semantics = zip(*batch, strict=True)
+        dense = model.patch_embeddings(stack(images, batch_size), maskclip)[: len(batch)]
+        for patches, semantic in zip(dense, semantics, strict=True):
+            cosine = np.einsum("hwd,nd->nhw", patches, text)
+            if upsample == "logits":
+                labels = frames.label_map(cosine, whole, whole, semantic.shape)
+            else:
+                labels = nearest(cosine.argmax(0), semantic.shape)
+            total += confusion(semantic, labels, len(classes))
+    yield from batches.counts()
+    yield from scores("zero_shot_segmentation", total)
+
+
+def square(size):
+    """prepare(record): the image as uint8 [size, size, 3] and the semantic map at its own size."""
+
+    def prepare(record):
+        image = transforms.resize(record["image"], size, size, transforms.BICUBIC)
+        return image, field(record, "semantic")
+
+    return prepare
+
+
+def nearest(labels, shape):  # [h, w], (H, W) -> [H, W]
+    rows, columns = (
+        (np.arange(side) + 0.5) * old // side for side, old in zip(shape, labels.shape, strict=True)
+    )
+    return labels[rows.astype(int)[:, None], columns.astype(int)]
+
+
+def confusion(truth, labels, classes):  # int [H, W], -1 is ignored -> [truth, label]
+    kept = truth >= 0
+    pairs = truth[kept].astype(int) * classes + labels[kept]
+    return np.bincount(pairs, minlength=classes**2).reshape(classes, classes)
+
+
+def scores(name, total):
+    """mIoU over the classes that occur in the truth, and the share of pixels that are right."""
+    right, present = np.diag(total), total.sum(1) > 0
+    union = total.sum(0) + total.sum(1) - right
+    yield f"{name}_miou", (right[present] / union[present]).mean()
+    yield f"{name}_pixel_accuracy", right.sum() / total.sum()

@@ -1,0 +1,1 @@
+"""From a checkpoint to answers: classes, label maps and masks of photographs."""

@@ -1,0 +1,54 @@
+"""The encoder's square frame: a photograph at its top left, zeros below or to the right."""
+
+import functools
+
+import numpy as np
+
+from samclip_jax.data import transforms
+
+ROWS = 64  # of a photograph, in label_map: bounds the memory for many classes
+
+
+def to_frame(image, side):  # uint8 [H, W, 3] -> uint8 [side, side, 3], (h, w)
+    """The photograph with its longest side at `side`, padded, and its size in the frame."""
+    resized = transforms.resize_longest(image, side)
+    return transforms.pad(resized, side), resized.shape[:2]
+
+
+def to_photograph(maps, extent, size, original):  # float [..., h, w] -> float32 [..., H, W]
+    """Maps of a frame at the photograph's own size (segment_anything Sam.postprocess_masks).
+
+    maps cover `extent` px of the frame, the photograph its first `size` px and has itself
+    `original` px; all (height, width). Bilinear to the frame, cut, bilinear to the photograph:
+    both are linear along rows and columns, so each side is one product with a matrix.
+    """
+    rows, columns = _matrices(maps, extent, size, original)
+    return rows @ (maps.astype(np.float32) @ columns.T)
+
+
+def label_map(maps, extent, size, original):  # float [N, h, w] -> int32 [H, W]
+    """The argmax over the maps at the photograph's own size; arguments as to_photograph."""
+    rows, columns = _matrices(maps, extent, size, original)
+    maps = maps.astype(np.float32) @ columns.T
+    blocks = [(rows[i : i + ROWS] @ maps).argmax(0) for i in range(0, len(rows), ROWS)]
+    return np.concatenate(blocks).astype(np.int32)
+
+
+def _matrices(maps, extent, size, original):
+    return [_matrix(*side) for side in zip(maps.shape[-2:], extent, size, original, strict=True)]
+
+
+@functools.lru_cache(64)
+def _matrix(inputs, extent, size, original):  # -> float32 [original, inputs]
+    return _bilinear(size, original) @ _bilinear(inputs, extent)[:size]
+
+
+def _bilinear(inputs, outputs):  # -> float32 [outputs, inputs]
+    """F.interpolate(mode="bilinear", align_corners=False) along one side, as a matrix."""
+    place = np.maximum((np.arange(outputs) + 0.5) * inputs / outputs - 0.5, 0)
+    left = np.minimum(place.astype(int), inputs - 1)
+    right = np.minimum(left + 1, inputs - 1)
+    matrix = np.zeros((outputs, inputs), np.float32)
+    np.add.at(matrix, (np.arange(outputs), left), 1 - (place - left))
+    np.add.at(matrix, (np.arange(outputs), right), place - left)
+    return matrix

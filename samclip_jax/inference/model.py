@@ -1,0 +1,249 @@
+"""A loaded checkpoint: parameters, tokenizer and the compiled functions everything else calls."""
+
+import copy
+import functools
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from samclip_jax import checkpoint, models
+from samclip_jax.errors import UserError
+from samclip_jax.models.config import kind_of
+from samclip_jax.models.samclip import unit
+from samclip_jax.ops.resize import resize_images
+from samclip_jax.tokenizer import Tokenizer
+
+WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
+TEXT_BATCH = 256  # texts in one call of the text tower, at most
+PROMPT_BATCH = 32  # prompts in one call of the mask decoder, at most
+TEMPLATES = json.loads((Path(__file__).parent / "templates.json").read_text())
+PHOTO = ("a photo of a {}.",)
+BATCH = ("B", "H", "W", "3")
+
+
+def load(path, dtype=jnp.float32):
+    """The Model at `path`, local or gs://.
+
+    path: a training workdir (its newest step), a checkpoint directory, or a weight file or folder
+    as released by others or exported from here. dtype: of the activations, float32 or bfloat16;
+    parameters stay float32. UserError if there is nothing that can be loaded.
+    """
+    try:
+        dtype = jnp.dtype(dtype)
+    except TypeError:
+        raise UserError(f"dtype must be float32 or bfloat16, got {dtype!r}") from None
+    config, params, tokenizer = _read(path)
+    if tokenizer is not None:
+        tokenizer = Tokenizer(tokenizer, config.text.context_length)
+    return Model(config, jax.device_put(params), tokenizer, dtype)
+
+
+def _read(path):
+    local = Path(path)
+    released = local.is_file() or (
+        local.is_dir()
+        and not (local / "model.json").exists()
+        and any(file.suffix in WEIGHT_SUFFIXES for file in local.iterdir())
+    )
+    if not released:
+        return checkpoint.load_model(path)
+    from tools.convert_weights import import_weights  # only here: not needed for own checkpoints
+
+    return import_weights(local)[:3]
+
+
+class Model:
+    """A SAM, a CLIP or a merged SAM-CLIP that answers questions.
+
+    kind: "sam", "clip" or "samclip". params: {"a/b/c": array}, anywhere, sharded or not.
+    tokenizer: list of str -> int32 [N, T], or None. Every function is compiled once per shape.
+    """
+
+    def __init__(self, config, params, tokenizer=None, dtype=jnp.float32):
+        self.config, self.params, self.tokenizer, self.dtype = config, params, tokenizer, dtype
+        self.kind = kind_of(config)
+        self.graph, _ = models.split(models.abstract(config))
+        self._compiled = {}
+
+    def with_params(self, params):
+        """The same model with other weights; shares what is compiled."""
+        other = copy.copy(self)
+        other.params = params
+        return other
+
+    def run(self, function, *args, **static):
+        """function(module, *args, **static), compiled; `static` values are hashable."""
+        key = (function, *sorted(static.items()))
+        if key not in self._compiled:
+            call = functools.partial(function, **static)
+            self._compiled[key] = jax.jit(
+                lambda params, *args: call(models.merge(self.graph, params), *args)
+            )
+        return self._compiled[key](self.params, *args)
+
+    def require(self, *kinds, what):
+        """UserError unless the model is of one of `kinds`; `what` needs it."""
+        if self.kind not in kinds:
+            has = checkpoint.KIND_NAMES[self.kind]
+            needed = " or ".join(checkpoint.KIND_NAMES[kind] for kind in kinds)
+            raise UserError(f"{what} needs {needed} checkpoint, this is {has} checkpoint")
+
+    # Images and texts in one space
+
+    def encode_image(self, images):  # uint8 [B, H, W, 3] -> float32 [B, D], unit length
+        """Image embeddings.
+
+        A CLIP resizes to its own square size. A merged model takes images as they are if its patch
+        divides their sides, else resizes to the nearest sides that it divides.
+        """
+        self.require("clip", "samclip", what="encode_image")
+        return np.asarray(self.run(_encode_image, checked(images, BATCH), dtype=self.dtype))
+
+    def encode_text(self, texts):  # list of str -> float32 [N, D], unit length
+        """Text embeddings of the texts as they are, no template added."""
+        self.require("clip", "samclip", what="encode_text")
+        if isinstance(texts, str) or not len(texts):
+            raise UserError(f"encode_text needs a list of texts, got {texts!r}")
+        if self.tokenizer is None:
+            raise UserError("this checkpoint has no tokenizer.json: import it again with one")
+        tokens = self.tokenizer(list(texts))
+        parts = [
+            np.asarray(self.run(_encode_text, _padded(part, TEXT_BATCH), dtype=self.dtype))
+            for part in _chunks(tokens, TEXT_BATCH)
+        ]
+        return np.concatenate(parts)[: len(tokens)]
+
+    def class_embeddings(self, names, templates=PHOTO):  # -> float32 [N, D], unit length
+        """One embedding a class: the mean over the templates, renormalised.
+
+        templates: strings with {} for the name, or a set of templates.json: "openai" (80), "simple"
+        (7). As open_clip.build_zero_shot_classifier.
+        """
+        if isinstance(templates, str):
+            if templates not in TEMPLATES:
+                raise UserError(
+                    f"no templates {templates!r}; there are {', '.join(TEMPLATES)}, "
+                    "or give a list of texts with {} for the name"
+                )
+            templates = TEMPLATES[templates]["templates"]
+        if isinstance(names, str) or not len(names):
+            raise UserError(f"a list of class names is needed, got {names!r}")
+        texts = [template.replace("{}", name) for name in names for template in templates]
+        each = self.encode_text(texts).reshape(len(names), len(templates), -1)
+        return np.asarray(unit(each.mean(1)))
+
+    def patch_embeddings(self, images, maskclip=False):  # uint8 [B, H, W, 3] -> [B, h, w, D]
+        """Embeddings of unit length for every patch, in the text's space; sizes as encode_image.
+
+        Of a merged model from its CLIP head; of a CLIP its patch tokens, with maskclip=True by the
+        last block's value path alone (arXiv 2112.01071).
+        """
+        self.require("clip", "samclip", what="segmentation by text")
+        if self.kind == "clip":
+            call = functools.partial(self.run, _clip_patches, values=maskclip)
+        elif maskclip:
+            raise UserError("maskclip is a way to read a plain CLIP; a merged model has its head")
+        else:
+            call = functools.partial(self.run, _head_patches)
+        return np.asarray(call(checked(images, BATCH), dtype=self.dtype))
+
+    # Masks
+
+    def encode_frames(self, frames, sizes):  # uint8 [B, S, S, 3], int [B, 2] -> EncoderOutput
+        """One encoder pass; `sizes` (height, width) of the photograph at each frame's top left."""
+        self.require("sam", "samclip", what="a mask")
+        return self.run(_encode_frames, frames, np.asarray(sizes), dtype=self.dtype)
+
+    def head(self, tokens):  # [B, h, w, C] -> float32 [B, D], [B, h, w, D], unit length
+        """The CLIP head on an encoder pass: the image's embedding and every patch's."""
+        self.require("samclip", what="the CLIP head")
+        return jax.tree.map(np.asarray, self.run(_head, tokens))
+
+    def predict_masks(self, embedding, index, points, labels, masks=None, multimask=False):
+        """Masks for K prompts on a batch of image embeddings [B, h, w, C].
+
+        index int [K]: the image that each prompt belongs to; points float [K, N, 2]: x, y in px of
+        the frame; labels int [K, N] (see prompt_encoder); masks: logits [K, 4h, 4w] or None.
+        Returns low_res_masks float32 [K, M, 4h, 4w] and scores [K, M]; M is 3 with multimask, the
+        answers for an ambiguous prompt, else 1.
+        """
+        prompts = [np.asarray(index, np.int32), np.asarray(points, np.float32)]
+        prompts += [np.asarray(labels, np.int32)]
+        prompts += [] if masks is None else [np.asarray(masks, np.float32)]
+        found = []
+        for chunk in zip(*(_chunks(each, PROMPT_BATCH) for each in prompts), strict=True):
+            padded = [_padded(part, PROMPT_BATCH) for part in chunk]
+            low_res_masks, scores = self.run(_masks, embedding, *padded, multimask=multimask)
+            kept = len(chunk[0])
+            found.append((np.asarray(low_res_masks)[:kept], np.asarray(scores)[:kept]))
+        return tuple(np.concatenate(parts) for parts in zip(*found, strict=True))
+
+    @property
+    def encoder(self):
+        """The config of SAM's image encoder."""
+        return self.config.encoder if self.kind == "sam" else self.config.sam.encoder
+
+
+def _encode_image(module, images, dtype):
+    return module.encode_image(_fitted(module, images), dtype)
+
+
+def _encode_text(module, tokens, dtype):
+    return module.encode_text(tokens, dtype)
+
+
+def _clip_patches(module, images, dtype, values):
+    return module.encode_dense(images, dtype, values)
+
+
+def _head_patches(module, images, dtype):
+    return module.encode_dense(_fitted(module, images), dtype)
+
+
+def _encode_frames(module, frames, sizes, dtype):
+    return module.encode(frames, sizes, dtype)
+
+
+def _head(module, tokens):
+    pooled, dense = module.clip_head(tokens)
+    return unit(pooled), unit(dense)
+
+
+def _masks(module, embedding, index, points, labels, masks=None, *, multimask):
+    masks = None if masks is None else masks[:, None]
+    low_res_masks, iou = module.predict_masks(
+        embedding[index], points[:, None], labels[:, None], masks
+    )
+    chosen = slice(1, None) if multimask else slice(0, 1)
+    return low_res_masks[:, 0, chosen], iou[:, 0, chosen]
+
+
+def _fitted(module, images):
+    """Images at sides that the patch divides; a CLIP resizes by itself."""
+    if not hasattr(module, "encoder"):
+        return images
+    patch = module.encoder.config.patch
+    sides = [max(1, int(side / patch + 0.5)) * patch for side in images.shape[1:3]]
+    return resize_images(images, sides) if sides != list(images.shape[1:3]) else images
+
+
+def checked(image, axes):
+    """The array, or a UserError if it is not uint8 of these axes, the last one RGB."""
+    image = np.asarray(image)
+    if image.dtype != np.uint8 or image.ndim != len(axes) or image.shape[-1] != 3 or not image.size:
+        wanted = ", ".join(axes)
+        raise UserError(f"need uint8 [{wanted}], RGB; got {image.dtype} {list(image.shape)}")
+    return image
+
+
+def _chunks(array, length):
+    return [array[i : i + length] for i in range(0, len(array), length)]
+
+
+def _padded(array, most):
+    """Zeros after the rows up to a power of two, so that few shapes are compiled."""
+    rows = min(most, 1 << (len(array) - 1).bit_length())
+    return np.pad(array, [(0, rows - len(array))] + [(0, 0)] * (array.ndim - 1))

@@ -1,0 +1,279 @@
+"""evals/: what is measured is what the words say, on models whose answers are known."""
+
+import collections
+
+import numpy as np
+import pytest
+
+from samclip_jax import evals
+from samclip_jax.data.sources import BadRecord, make_source
+from samclip_jax.errors import UserError
+from samclip_jax.evals.batches import Batches, stack
+from samclip_jax.evals.masks import box_masks, overlap, point_masks, point_prompt
+from samclip_jax.evals.refined_segmentation import refined_segmentation
+from samclip_jax.evals.zero_shot_classification import zero_shot_classification
+from samclip_jax.evals.zero_shot_segmentation import (
+    confusion,
+    nearest,
+    scores,
+    zero_shot_segmentation,
+)
+from samclip_jax.inference.model import TEMPLATES
+
+NAMES = ["red star", "blue ring", "grass"]
+
+
+class Source(list):
+    """Records in memory; an exception among them is raised."""
+
+    classes = NAMES
+
+    def __getitem__(self, index):
+        record = super().__getitem__(index)
+        if isinstance(record, Exception):
+            raise record
+        return record
+
+
+def squares(count, shape=(64, 64)):
+    """Photographs that are black with a white square each, annotated; class 1 on class 0."""
+    source = Source()
+    for i in range(count):
+        mask = np.zeros(shape, bool)
+        mask[8 + 2 * i : 48 + 2 * i, 20:60] = True
+        box = np.float32([20, 8 + 2 * i, 60, 48 + 2 * i])
+        annotation = {"box": box, "point": None, "mask": mask, "area": 1600.0, "category": None}
+        source.append(
+            {
+                "key": str(i),
+                "image": np.repeat(np.uint8(255 * mask)[..., None], 3, -1),
+                "annotations": [annotation],
+                "semantic": np.int32(mask),
+                "label": i % 3,
+            }
+        )
+    return source
+
+
+# Reading
+
+
+def test_unusable_records_are_left_out_and_counted():
+    source = Source([{"n": 0}, BadRecord("truncated", ""), {"n": 1}, {"n": 2}, {"n": 3}])
+    batches = Batches(source, lambda record: record["n"], 2)
+    assert list(batches) == [[0, 1], [2, 3]]
+    assert dict(batches.counts()) == {"images": 4, "images_skipped": 1}
+    assert list(Batches(source, lambda record: record["n"], 2, limit=3)) == [[0, 1]]
+    with pytest.raises(UserError, match="no usable image"):
+        none = Batches(source[1:2] and Source([BadRecord("empty", "")]), dict, 2)
+        assert list(none) == []
+        list(none.counts())
+
+
+def test_a_mistake_in_preparing_is_not_hidden_in_a_thread():
+    with pytest.raises(KeyError):
+        list(Batches(Source([{}]), lambda record: record["n"], 2))
+
+
+def test_batches_keep_one_shape():
+    np.testing.assert_array_equal(stack([np.ones(2)], 3), [[1, 1], [0, 0], [0, 0]])
+
+
+# Classification
+
+
+def test_accuracy_counts_the_likeliest_and_the_five_likeliest(tiny_clip, monkeypatch):
+    """Classes 0 and 1 look like their label, class 2 like class 0; every batch has one shape."""
+    source, shapes = squares(7), []
+    text = np.eye(3, 24, dtype=np.float32)
+
+    def encode_image(images):
+        shapes.append(images.shape)
+        seen = iter(range(7)) if len(shapes) == 1 else iter(range(4, 8))
+        return np.stack([text[(0, 1, 0)[next(seen) % 3]] for _ in images])
+
+    monkeypatch.setattr(tiny_clip, "class_embeddings", lambda names, templates: text)
+    monkeypatch.setattr(tiny_clip, "encode_image", encode_image)
+    found = dict(zero_shot_classification(tiny_clip, source, batch_size=4))
+    assert shapes == [(4, 64, 64, 3)] * 2
+    assert found["zero_shot_accuracy"] == pytest.approx(5 / 7)
+    assert found["zero_shot_top5_accuracy"] == 1
+    assert found["images"] == 7
+
+
+def test_templates_are_the_published_ones():
+    assert {name: len(each["templates"]) for name, each in TEMPLATES.items()} == {
+        "openai": 80,
+        "simple": 7,
+    }
+    for each in TEMPLATES.values():
+        assert len(set(each["templates"])) == len(each["templates"]) and each["source"]
+        assert all(template.count("{}") == 1 for template in each["templates"])
+
+
+@pytest.mark.oracle
+def test_templates_are_those_of_open_clip():
+    from originals import torchvision_absent
+
+    with torchvision_absent():
+        from open_clip import zero_shot_metadata
+
+    for name, theirs in (("OPENAI", "openai"), ("SIMPLE", "simple")):
+        expected = getattr(zero_shot_metadata, f"{name}_IMAGENET_TEMPLATES")
+        assert TEMPLATES[theirs]["templates"] == [template("{}") for template in expected]
+
+
+# Masks
+
+
+def test_overlap_is_iou_and_area_at_every_threshold():
+    rng = np.random.default_rng(0)
+    logits, mask = rng.normal(0, 3, (9, 11)), rng.random((9, 11)) < 0.4
+    logits[0, 0] = 0  # not above 0
+    thresholds = np.array([-20.0, -1, 0, 2, 20])
+    iou, area = overlap(logits, mask, thresholds)
+    for i, threshold in enumerate(thresholds):
+        predicted = logits > threshold
+        assert area[i] == predicted.sum()
+        assert iou[i] == pytest.approx((predicted & mask).sum() / (predicted | mask).sum())
+
+
+def test_the_point_is_the_innermost_one():
+    mask = np.zeros((30, 40), bool)
+    mask[10:21, 4:35] = True
+    mask[10:21, 18:21] = False
+    ((x, y), _), labels = point_prompt(None, mask)
+    assert mask[y - 4 : y + 5, x - 4 : x + 5].all() and labels == (1, -1)
+
+
+@pytest.fixture
+def knowing_sam(tiny_sam, monkeypatch):
+    """A SAM that answers the square of `squares`, half as wide above logit 2; with three answers
+    the second one is the surest and right, the others are empty."""
+
+    def encode_frames(images, sizes):
+        encoded = collections.namedtuple("Encoded", "embedding")
+        return encoded(images[..., 0].astype(np.float32))
+
+    def predict_masks(embedding, index, points, labels, multimask):
+        light = embedding[index][:, 1::2, 1::2] > 127  # [K, 32, 32]
+        left = np.cumsum(light, -1) <= light.sum(-1, keepdims=True) / 2
+        right = np.where(light, np.where(left, 5, 1), -2)[:, None].astype(np.float32)
+        if not multimask:
+            return right, np.ones((len(index), 1))
+        wrong = np.full_like(right, -5)
+        return np.concatenate([wrong, right, wrong], 1), np.array([[0.1, 0.8, 0.3]] * len(index))
+
+    monkeypatch.setattr(tiny_sam, "encode_frames", encode_frames)
+    monkeypatch.setattr(tiny_sam, "predict_masks", predict_masks)
+    return tiny_sam
+
+
+@pytest.mark.parametrize("evaluator, name", [(box_masks, "box"), (point_masks, "point")])
+def test_mask_iou_at_zero_and_at_another_threshold(knowing_sam, evaluator, name):
+    """Measured at the photograph's own size; half of the square is left above logit 2."""
+    found = dict(evaluator(knowing_sam, squares(5), threshold=2.5, batch_size=2))
+    assert found["images"] == found["instances"] == 5
+    assert found[f"{name}_miou"] == pytest.approx(1, abs=0.01)
+    assert found[f"{name}_area_ratio"] == pytest.approx(1, abs=0.01)
+    assert found[f"{name}_threshold"] == 2.5
+    assert found[f"{name}_miou_at_threshold"] == pytest.approx(0.5, abs=0.01)
+    assert found[f"{name}_area_ratio_at_threshold"] == pytest.approx(0.5, abs=0.01)
+    best = dict(evaluator(knowing_sam, squares(5), threshold="best", batch_size=2))
+    assert -2 < best[f"{name}_threshold"] < 1.5
+    assert best[f"{name}_miou_at_threshold"] >= found[f"{name}_miou"]
+
+
+# Segmentation
+
+
+def test_miou_is_over_the_classes_that_occur():
+    truth, labels = np.array([[0, 0, 1, -1]]), np.array([[0, 1, 1, 2]])
+    total = confusion(truth, labels, 3)
+    np.testing.assert_array_equal(total, [[1, 1, 0], [0, 1, 0], [0, 0, 0]])
+    assert dict(scores("x", total)) == {"x_miou": 0.5, "x_pixel_accuracy": 2 / 3}
+
+
+def test_nearest_repeats_whole_pixels():
+    labels = np.array([[1, 2], [3, 4]])
+    np.testing.assert_array_equal(nearest(labels, (4, 2)), [[1, 2], [1, 2], [3, 4], [3, 4]])
+
+
+@pytest.mark.parametrize("upsample", ["logits", "labels"])
+def test_labels_come_from_the_nearest_text(tiny_samclip, monkeypatch, upsample):
+    """Patches that point to the text of what they show; boundaries are the patches' own."""
+    text = np.eye(3, 24, dtype=np.float32)
+
+    def patch_embeddings(images, maskclip):
+        light = images[:, 4::8, 4::8, 0] > 127  # patches of 8 px
+        return text[light.astype(int)]
+
+    monkeypatch.setattr(tiny_samclip, "class_embeddings", lambda names, templates: text)
+    monkeypatch.setattr(tiny_samclip, "patch_embeddings", patch_embeddings)
+    options = dict(image_size=128, batch_size=2, upsample=upsample)
+    found = dict(zero_shot_segmentation(tiny_samclip, squares(3), **options))
+    assert found["zero_shot_segmentation_miou"] > 0.85
+    assert found["zero_shot_segmentation_pixel_accuracy"] > 0.95
+
+
+def test_the_original_clip_is_read_in_two_ways(tiny_clip):
+    """Its patch tokens as they are and, MaskCLIP, by the last block's values: not the same."""
+    image = make_source("shape_scenes", split="tuning", size=1, image_size=64)[0]["image"][None]
+    plain, values = (tiny_clip.patch_embeddings(image, maskclip=form) for form in (False, True))
+    assert plain.shape == values.shape == (1, 4, 4, 24)
+    assert np.abs(plain - values).max() > 0.1
+
+
+def test_both_heads_run_on_scenes(tiny_samclip):
+    """The same seed, the same numbers; the paper's form and its variants."""
+    source = make_source("shape_scenes", split="tuning", size=3)
+    options = dict(templates=("a {}.",), batch_size=2)
+    first, again = (dict(refined_segmentation(tiny_samclip, source, **options)) for _ in range(2))
+    assert first == again and first["images"] == 3
+    assert 0 <= first["refined_segmentation_miou"] <= 1
+    variant = dict(components=True, clip_weight=1.0, min_area=0.01)
+    dict(refined_segmentation(tiny_samclip, source, refinement=variant, **options))
+
+
+# The registry
+
+
+def test_real_photographs_to_the_end(tiny_samclip, coco):
+    """COCO's instances and panoptic maps; the numbers mean nothing, the model is random."""
+    data = dict(name="coco_instances", annotations=coco / "instances.json", images=coco / "images")
+    found = evals.evaluate(tiny_samclip, "box_masks", data, limit=2, batch_size=2, threshold="best")
+    assert found["images"] + found["images_skipped"] == 2 <= found["instances"]
+    data |= dict(name="coco_panoptic", annotations=coco / "panoptic.json", maps=coco / "panoptic")
+    for task in ("zero_shot_segmentation", "refined_segmentation"):
+        options = dict(limit=1, batch_size=2, templates=("a {}.",))
+        options |= dict(image_size=64) if task == "zero_shot_segmentation" else {}
+        found = evals.evaluate(tiny_samclip, task, data, **options)
+        assert found["images"] == 1 and 0 <= found[f"{task}_miou"] < 0.5
+
+
+@pytest.mark.parametrize(
+    "task, options, sentence",
+    [
+        ("box_mask", {}, "did you mean 'box_masks'"),
+        ("box_masks", {"treshold": 1}, "did you mean 'threshold'"),
+        ("zero_shot_segmentation", {"upsample": "twice"}, "upsample must be one of"),
+        ("zero_shot_segmentation", {"templates": "opena"}, "no templates 'opena'"),
+        ("zero_shot_segmentation", {"maskclip": True}, "maskclip"),
+        ("refined_segmentation", {"refinement": {"point": 1}}, "did you mean 'points'"),
+    ],
+)
+def test_mistakes_are_one_sentence(tiny_samclip, task, options, sentence):
+    data = dict(name="shape_scenes", split="tuning", size=2)
+    with pytest.raises(UserError, match=sentence):
+        evals.evaluate(tiny_samclip, task, data, **options)
+
+
+def test_a_source_that_does_not_fit_is_said(tiny_samclip, tmp_path):
+    from PIL import Image
+
+    Image.new("RGB", (20, 20)).save(tmp_path / "one.png")
+    data = dict(name="folder", path=tmp_path)
+    with pytest.raises(UserError, match="has no classes"):
+        evals.evaluate(tiny_samclip, "zero_shot_classification", data)
+    with pytest.raises(UserError, match="one.png has no 'annotations'"):
+        evals.evaluate(tiny_samclip, "box_masks", data)

@@ -1,0 +1,64 @@
+"""evaluate.py: one command from a checkpoint to a report, and one sentence for every mistake."""
+
+import json
+
+import pytest
+
+from samclip_jax.checkpoint import save_model
+
+CODE = """
+import runpy, sys
+sys.argv[0] = "evaluate"
+runpy.run_module("samclip_jax.evaluate", run_name="__main__", alter_sys=True)
+"""
+SCENES = ("--config.data.name=shape_scenes", "--config.data.split=tuning", "--config.data.size=2")
+
+
+@pytest.fixture(scope="module")
+def evaluate(run_python, tmp_path_factory, tiny_clip, words):
+    """evaluate(task, *arguments) of a tiny CLIP's checkpoint in a process: (code, out, err)."""
+    checkpoint = tmp_path_factory.mktemp("checkpoints") / "clip"
+    save_model(checkpoint, tiny_clip.config, tiny_clip.params, words)
+
+    def run(task, *arguments):
+        config = f"--config=configs/eval.py:{task}"
+        return run_python(CODE, config, f"--checkpoint={checkpoint}", *arguments)
+
+    return run
+
+
+def test_a_report_holds_the_results_and_what_was_run(evaluate, tmp_path):
+    report = tmp_path / "report.json"
+    code, out, err = evaluate(
+        "zero_shot_segmentation",
+        *SCENES,
+        "--config.templates=('a {}.', 'a small {}.')",
+        "--config.batch_size=2",
+        f"--report={report}",
+    )
+    assert code == 0, err
+    found = json.loads(report.read_text())
+    assert json.loads(out) == found
+    assert found["task"] == "zero_shot_segmentation" and found["images"] == 2
+    assert 0 <= found["zero_shot_segmentation_miou"] <= 1
+    assert found["config"]["templates"] == ["a {}.", "a small {}."]
+    assert found["config"]["data"]["name"] == "shape_scenes"
+    assert found["seconds"] > 0
+
+
+@pytest.mark.parametrize(
+    "task, arguments, sentence",
+    [
+        ("box_mask", (), "name a task"),
+        ("box_masks", ("--config.thresold=1",), 'Did you mean "threshold"'),
+        ("box_masks", ("--config.data.name=cocoo_instances",), "did you mean 'coco_instances'"),
+        ("box_masks", ("--checkpoint=absent",), "no checkpoint at"),
+        ("box_masks", SCENES, "this is a CLIP checkpoint"),
+        ("zero_shot_segmentation", (*SCENES, "--config.dtype=float31"), "dtype"),
+    ],
+)
+def test_mistakes_are_one_sentence(evaluate, task, arguments, sentence):
+    code, out, err = evaluate(task, *arguments)
+    lines = [line for line in err.splitlines() if line.startswith("evaluate: ")]
+    assert code == 1 and len(lines) == 1 and sentence in lines[0], err
+    assert "Traceback" not in err and out == ""
