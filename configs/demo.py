@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from configs import common
 
 BATCH = 64
-STEPS = dict(stage1=400, stage2=800, stage3=200)
+STEPS = dict(stage1=200, stage2=350, stage3=80)
 STEPS["distill_only"] = sum(STEPS.values())
 # How both heads are put together, chosen on the tuning scenes; empty: the paper's form
 REFINEMENT = dict()

@@ -242,8 +242,9 @@ def train(values, workdir):
     first = int(state["step"])
     if first:
         print(f"{workdir} goes on after step {first} of {config.steps}", flush=True)
-    graph, _ = models.split(models.abstract(model_config))
-    step_function = make_step(config, graph, graphs, optimizer)
+    tokenizer = Tokenizer(tokenizer, model_config.text.context_length)
+    student = Model(model_config, {}, tokenizer, config.dtype)
+    step_function = make_step(config, student.graph, graphs, optimizer)
     streams = start_streams(opened, config.seed, jax.device_get(state["positions"]))
     writer, timer, rejected = MetricWriter(workdir), Timer(), collections.Counter()
     evaluated = {}
@@ -266,7 +267,7 @@ def train(values, workdir):
                 checkpoints.save(step, state, force=last)
             if config.evals and (last or config.eval_every and step % config.eval_every == 0):
                 params = {**state["params"], **frozen}
-                evaluated = evaluate(config, model_config, params, tokenizer)
+                evaluated = evaluate(config, student.with_params(params))
                 writer.write(step, evaluated, total=config.steps)
     finally:
         for stream in streams.values():
@@ -281,10 +282,8 @@ def counted(rejected):
     return [(reason, int(n)) for reason, n in zip(sources.REASONS, rejected, strict=True) if n]
 
 
-def evaluate(config, model_config, params, tokenizer):
-    """{"name/metric": value} of the tasks in config.evals, on the student as it is now."""
-    tokenizer = Tokenizer(tokenizer, model_config.text.context_length)
-    model = Model(model_config, params, tokenizer, config.dtype)
+def evaluate(config, model):
+    """{"name/metric": value} of the tasks in config.evals."""
     return {
         f"{name}/{metric}": value
         for name, options in config.evals.items()
