@@ -199,9 +199,7 @@ def test_coco_instances(tmp_path):
     """Polygons and run lengths decode; crowds, NaN and empty boxes are left out, boxes are cut."""
     Image.fromarray(picture()).save(tmp_path / "a.png")
     (tmp_path / "instances.json").write_text(json.dumps(coco_json()))
-    source = make_source(
-        "coco_instances", annotations=tmp_path / "instances.json", images=tmp_path
-    )
+    source = make_source("coco_instances", annotations=tmp_path / "instances.json", images=tmp_path)
     square, runs, cut = source[0]["annotations"]
     assert square["box"].tolist() == [4, 4, 20, 16] and square["category"] == "dog"
     mask = np.asarray(square["mask"])

@@ -14,6 +14,8 @@ import math
 
 import numpy as np
 
+from samclip_jax.errors import UserError
+
 COLOURS = {
     "red": (208, 44, 40),
     "yellow": (240, 204, 40),
@@ -42,13 +44,13 @@ TEMPLATES = (
     "there is a {} here.",
     "a {}.",
 )
-SPLITS = ("teachers", "train", "tuning", "final")  # what the teachers saw, the student sees, ...
+SPLITS = ("teachers", "train", "tuning", "final")  # no image of one is in another
 TEXTURES = ("plain", "stripes", "dots", "checks")
 
 
 def vocabulary():
     """Every word that a caption or a template can hold, sorted."""
-    text = " ".join((*TEMPLATES, *CLASSES, "a and on with")).replace("{}", "").replace(".", " . ")
+    text = " ".join((*TEMPLATES, *CLASSES, "a and on")).replace("{}", "").replace(".", " . ")
     return sorted(set(text.split()))
 
 
@@ -59,23 +61,26 @@ class ShapeScenes:
     """
 
     classes = CLASSES
-    kind = 0
+    kind = 0  # keeps its random numbers apart from those of ShapeObjects
     radius = (0.13, 0.23)
 
     def __init__(self, split, size, image_size=96, seed=0, objects=(2, 4), distinct=True):
+        if split not in SPLITS:
+            raise UserError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
         self.split, self.size, self.image_size, self.seed = split, size, image_size, seed
         self.objects, self.distinct = objects, distinct
-        self.stream = SPLITS.index(split)
 
     def __len__(self):
         return self.size
 
     def __repr__(self):  # Grain compares sources by it when it resumes
-        return f"{type(self).__name__}({self.split}, {self.size}, {self.image_size}, {self.seed})"
+        return f"{type(self).__name__}({vars(self)})"
 
     def generator(self, index):
-        """The random numbers of one image, its own for every (class, split, seed, index)."""
-        return np.random.default_rng((self.kind, self.stream, self.seed, index))
+        """The random numbers of one image, its own for every (kind, split, seed, index)."""
+        if not 0 <= index < self.size:
+            raise IndexError(index)
+        return np.random.default_rng((self.kind, SPLITS.index(self.split), self.seed, index))
 
     def __getitem__(self, index):
         rng = self.generator(index)
@@ -128,7 +133,7 @@ class Canvas:
             self.categories.append(len(OBJECT_CLASSES) + int(kind))
 
     def place(self, category, radius):
-        """Draws an object where it covers little of the others; leaves it out if there is none."""
+        """Draws an object where it hides little of the others; without such a place, not at all."""
         for _ in range(30):
             x, y = self.rng.uniform(0.85 * radius, 1 - 0.85 * radius, 2)
             if all(np.hypot(x - u, y - v) > 0.8 * (radius + r) for u, v, r in self.discs):
@@ -193,13 +198,15 @@ class Canvas:
             ys, xs = np.nonzero(mask)
             if len(xs):
                 inside = self.rng.integers(len(xs))
-                annotations.append({
-                    "box": np.float32([xs.min(), ys.min(), xs.max() + 1, ys.max() + 1]),
-                    "point": np.float32([xs[inside] + 0.5, ys[inside] + 0.5]),
-                    "mask": mask,
-                    "area": len(xs),
-                    "category": int(categories[part]),
-                })
+                annotations.append(
+                    {
+                        "box": np.float32([xs.min(), ys.min(), xs.max() + 1, ys.max() + 1]),
+                        "point": np.float32([xs[inside] + 0.5, ys[inside] + 0.5]),
+                        "mask": mask,
+                        "area": len(xs),
+                        "category": int(categories[part]),
+                    }
+                )
         return {
             "key": key,
             "image": np.clip(image, 0, 255).astype(np.uint8),
