@@ -7,6 +7,7 @@ PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11 python;
 
 # Nothing is written outside the checkout.
 export XDG_CACHE_HOME := $(CURDIR)/$(VENV)/cache
+export JAX_COMPILATION_CACHE_DIR := $(XDG_CACHE_HOME)/jax
 export MPLCONFIGDIR := $(XDG_CACHE_HOME)/matplotlib
 export PYTEST_DEBUG_TEMPROOT := $(XDG_CACHE_HOME)
 # (pip asks rustc for its version, and rustup makes a folder of its own)

@@ -7,6 +7,9 @@ import sys
 
 import pytest
 
+# Tests compile for longer than they run. Read when jax starts, here and in the tests' processes.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+
 ROOT = pathlib.Path(__file__).parents[1]
 
 

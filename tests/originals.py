@@ -165,6 +165,7 @@ def huggingface_sam(config):
                 num_multimask_outputs=decoder.multimask_outputs,
                 iou_head_depth=decoder.iou_depth,
                 iou_head_hidden_dim=decoder.iou_width,
+                layer_norm_eps=1e-5,  # as segment_anything; the default here, 1e-6, is not
             ),
         )
     ).eval()
