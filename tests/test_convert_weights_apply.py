@@ -4,6 +4,8 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -160,15 +162,16 @@ main(["import", source, forbidden])
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become a user without permission")
-def test_no_permission_is_one_sentence(tmp_path, run_python):
-    sam_file = save_sam(tmp_path / "sam.pth")
-    for folder in tmp_path, *tmp_path.parents[:2]:
+def test_no_permission_is_one_sentence(run_python):
+    with tempfile.TemporaryDirectory() as folder:  # pytest's own are closed to others
+        folder = Path(folder)
         folder.chmod(0o755)
-    arguments = WITHOUT_PERMISSION, sam_file, tmp_path / "sam", tmp_path / "first"
-    code, _, said = run_python(*arguments)
-    assert code == 1 and f"{tmp_path}/sam was not written: Permission denied" in said
-    assert len(said.splitlines()) == 1
-    assert sorted(os.listdir(tmp_path)) == ["first", "sam.pth"]
+        sam_file = save_sam(folder / "sam.pth")
+        arguments = WITHOUT_PERMISSION, sam_file, folder / "sam", folder / "first"
+        code, _, said = run_python(*arguments)
+        assert code == 1 and f"{folder}/sam was not written: Permission denied" in said
+        assert len(said.splitlines()) == 1
+        assert sorted(os.listdir(folder)) == ["first", "sam.pth"]
 
 
 @pytest.mark.slow

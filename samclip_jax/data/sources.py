@@ -353,6 +353,8 @@ class Sa1b(ImageFolder):
 
 
 def _existing(path):
+    if not str(path):
+        raise UserError("no path is set; give the path where the data lie.")
     path = pathlib.Path(path).expanduser()
     if not path.exists():
         raise UserError(f"{path} does not exist; give the path where the data lie.")
