@@ -41,8 +41,8 @@ class ClipVision(nnx.Module):
         return self.project(self.tokens(images, remat)[:, 0])
 
     def dense(self, images, values=False):  # -> [B, h, w, embed_dim]
-        """The patch tokens in the text space: as the last block leaves them, or (values=True)
-        as its value path alone would (MaskCLIP, arXiv 2112.01071)."""
+        """The patch tokens in the text space: as the last block leaves them or (values=True) as its
+        value path alone does, without attention, residual and MLP (after MaskCLIP, 2112.01071)."""
         tokens = self.last_values(images) if values else self.tokens(images)
         h, w = (size // self.config.patch for size in images.shape[1:3])
         return self.project(tokens[:, 1:]).reshape(images.shape[0], h, w, -1)

@@ -124,7 +124,7 @@ class ClipBlock(nnx.Module):
         return x + self.mlp(self.norm2(x))
 
     def values(self, x):  # [B, N, width]
-        """The block's value path alone, every token attending to itself (MaskCLIP)."""
+        """The block's value path alone: every token attends to itself, nothing is added."""
         return self.proj(jnp.split(self.qkv(self.norm1(x)), 3, -1)[2])
 
 
