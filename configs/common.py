@@ -4,7 +4,12 @@
 base that the paper used.
 """
 
+import inspect
+
 from ml_collections import ConfigDict
+from ml_collections.config_dict import FieldReference
+
+from samclip_jax.data.sources import SOURCES
 
 CLIP_IMAGES = 40_194_000  # 99 % of the 40.6 M images of D_CLIP (4.1)
 CLIP_BATCH = 2048  # appendix A, taken at 224 px
@@ -14,6 +19,19 @@ def steps(epochs, resolutions=2):
     """Steps of `epochs` of D_CLIP; batches at 448 and 1024 px hold fewer images than at 224."""
     sizes = [CLIP_BATCH * 224**2 // size**2 for size in (224, 448, 1024)[:resolutions]]
     return round(epochs * CLIP_IMAGES / (sum(sizes) / len(sizes)))
+
+
+def anything(value=None):
+    """A value that the command line may replace by one of any type."""
+    return FieldReference(value, field_type=object)
+
+
+def source(name, **options):
+    """A source of data/sources.py and every option that one can have; None: not given."""
+    known = {name for made in SOURCES.values() for name in inspect.signature(made).parameters}
+    return ConfigDict(
+        {"name": name} | {option: anything(options.get(option)) for option in sorted(known)}
+    )
 
 
 def base():
@@ -40,7 +58,7 @@ def base():
     config.streams = ConfigDict()
     config.streams.clip = dict(
         kind="clip",
-        sources=dict(main=dict(name="folder", path="")),
+        sources=dict(main=source("folder")),
         workers=8,
         batch_size=CLIP_BATCH,
         resolutions=(224, 448),  # 4.1
@@ -83,7 +101,7 @@ def sam_term():
     term = dict(loss="sam", stream="sam", teacher="sam", weight=10.0, micro_batches=1)  # lambda
     stream = dict(
         kind="sam",
-        sources=dict(main=dict(name="sa1b", path="")),
+        sources=dict(main=source("sa1b")),
         workers=4,
         batch_size=32,  # appendix A
         image_size=1024,

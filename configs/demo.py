@@ -10,8 +10,6 @@ Sizes against the paper's: SAM at 96 px instead of 1024, CLIP at 60 and 84 px in
 448. The baseline, distill_only, sees as many CLIP images as the three stages together.
 """
 
-from ml_collections import ConfigDict
-
 from configs import common
 
 BATCH = 64
@@ -22,7 +20,7 @@ REFINEMENT = dict()
 
 
 def world(name, **options):
-    return ConfigDict(dict(name=name, split="train", size=200_000, **options))
+    return common.source(name, split="train", size=200_000, **options)
 
 
 def get_config(stage):

@@ -9,36 +9,28 @@ both heads 66.0. Not run on those sets.
 """
 
 import dataclasses
-import inspect
 
 from ml_collections import ConfigDict
-from ml_collections.config_dict import FieldReference
 
-from samclip_jax.data.sources import SOURCES
+from configs.common import anything, source
 from samclip_jax.errors import UserError
 from samclip_jax.inference.refine import Refinement
 
-
-def anything(value=None):
-    """A value that the command line may replace by one of any type."""
-    return FieldReference(value, field_type=object)
-
-
 TASKS = {
     "zero_shot_classification": dict(
-        data=dict(name="folder"),  # with --config.data.labels=True: a sub-folder for each class
+        data="folder",  # with --config.data.labels=True: a sub-folder for each class
         image_size=336,  # of a merged model; table 1 is table 6's row of 336 px
         templates=anything("openai"),  # 80 a class (4.2); or simple, or a tuple of texts with {}
         batch_size=64,
     ),
     "box_masks": dict(
-        data=dict(name="coco_instances"),
+        data="coco_instances",
         threshold=anything(),  # a logit to report masks at besides 0, or "best"
         batch_size=4,
     ),
-    "point_masks": dict(data=dict(name="coco_instances"), threshold=anything(), batch_size=4),
+    "point_masks": dict(data="coco_instances", threshold=anything(), batch_size=4),
     "zero_shot_segmentation": dict(
-        data=dict(name="coco_panoptic"),
+        data="coco_panoptic",
         image_size=448,  # of a merged model (4.2)
         templates=anything("openai"),
         upsample="logits",  # 4.2; or labels (appendix C)
@@ -46,7 +38,7 @@ TASKS = {
         batch_size=16,
     ),
     "refined_segmentation": dict(
-        data=dict(name="coco_panoptic"),
+        data="coco_panoptic",
         templates=anything("openai"),
         refinement=dataclasses.asdict(Refinement()),  # the paper's form
         seed=0,
@@ -58,8 +50,7 @@ TASKS = {
 def get_config(task=""):
     if task not in TASKS:
         raise UserError(f"name a task, configs/eval.py:TASK, of {', '.join(TASKS)}; got {task!r}")
-    config = ConfigDict({"task": task, "limit": anything(), "dtype": "float32", **TASKS[task]})
+    options = TASKS[task] | {"data": source(TASKS[task]["data"])}
+    config = ConfigDict({"task": task, "limit": anything(), "dtype": "float32", **options})
     config.wise_ft = 1.0  # of a workdir: its SAM parts' way from 0, the start, to 1 (appendix D)
-    known = {name for source in SOURCES.values() for name in inspect.signature(source).parameters}
-    config.data = {name: anything() for name in sorted(known)} | config.data.to_dict()
     return config

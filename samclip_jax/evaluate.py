@@ -26,7 +26,6 @@ def main(values):
     if alpha != 1:
         _, start, _ = checkpoint.load_model(CHECKPOINT.value, initial=True)
         model = model.with_params(models.wise_ft(start, model.params, alpha))
-    options["data"] = {key: value for key, value in options["data"].items() if value is not None}
     results = evals.evaluate(model, **options)
     report = {
         "task": values.task,

@@ -18,7 +18,7 @@ STAGE1 = "--config=configs/stage1.py"
         ([], "--config"),
         ([STAGE1, "stage1"], "unexpected argument 'stage1'"),
         ([STAGE1], "set --workdir"),
-        ([STAGE1, "--workdir={tmp}/run"], "no path is set"),
+        ([STAGE1, "--workdir={tmp}/run"], "set path"),
     ],
 )
 def test_mistakes_are_one_sentence(arguments, sentence, environment, tmp_path):

@@ -50,17 +50,22 @@ class BadRecord(Exception):
 
 
 def make_source(name, **options):
-    """The source of that name; `options` are its constructor's. UserError says what is wrong."""
+    """The source of that name; `options` are its constructor's, None where they are not given.
+
+    UserError says what is wrong.
+    """
+    options = {option: value for option, value in options.items() if value is not None}
     if name not in SOURCES:
         near = difflib.get_close_matches(str(name), SOURCES, n=1)
         guess = f"did you mean {near[0]!r}? " if near else ""
         raise UserError(f"no source {name!r}; {guess}There are: {', '.join(SOURCES)}.")
     signature = inspect.signature(SOURCES[name])
-    try:
-        signature.bind(**options)
-    except TypeError:
-        given = ", ".join(options) or "nothing"
-        raise UserError(f"source {name!r} takes {signature}; given: {given}.") from None
+    taken = signature.parameters
+    if unknown := [option for option in options if option not in taken]:
+        raise UserError(f"source {name!r} takes {signature}, not {', '.join(unknown)}.")
+    required = [option for option in taken if taken[option].default is inspect.Parameter.empty]
+    if missing := [option for option in required if option not in options]:
+        raise UserError(f"source {name!r} takes {signature}; set {' and '.join(missing)}.")
     return SOURCES[name](**options)
 
 
