@@ -2,7 +2,7 @@
 
     DIR/model.json          {"config": the model's config, "source": {"name", "sha256"} or null}
     DIR/tokenizer.json      of a clip or samclip model, a Hugging Face `tokenizers` file
-    DIR/params/             {"a/b/c": float32 array}
+    DIR/params/             {"a/b/c": array}, float32 or as it was imported; read as float32
     DIR/checkpoints/STEP/   in a training run only: {"params": {trainable "a/b/c": array}, ...}
 
 model.json is written last: a directory without it is no checkpoint. DIR may be local or gs://.
@@ -30,7 +30,7 @@ def save_model(directory, config, params, tokenizer_json=None, source=None):
     """Writes a model checkpoint; it appears whole or not at all.
 
     config: a SamConfig, ClipConfig or SamClipConfig. params: {"a/b/c": numpy or jax array}, not
-    copied. source: {"name": ..., "sha256": ...} of the file that it was imported from.
+    copied. source: {"name": ..., "sha256": ...} of the file that they came from.
     UserError where a checkpoint exists already (it is never overwritten), without permission and
     without space. All processes of a job call it together.
     """
@@ -215,11 +215,11 @@ def _newest_step(directory):
 
 
 def _stored(path):
-    """{"a/b/c": ShapeDtypeStruct} of the parameters in params/ or in a training step."""
+    """{"a/b/c": ShapeDtypeStruct, float32} of the parameters in params/ or in a training step."""
     with _damaged(path):
         tree = ocp.metadata(path).metadata
         leaves = tree["params"] if path.parent.name == STEPS else tree
-        return {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in leaves.items()}
+        return {name: jax.ShapeDtypeStruct(x.shape, np.float32) for name, x in leaves.items()}
 
 
 def _load(path, wanted):

@@ -52,7 +52,8 @@ def _read(path):
         return checkpoint.load_model(path)
     from tools.convert_weights import import_weights  # only here: not needed for own checkpoints
 
-    return import_weights(local)[:3]
+    config, params, tokenizer, _ = import_weights(local)
+    return config, {k: v.astype(np.float32, copy=False) for k, v in params.items()}, tokenizer
 
 
 class Model:

@@ -28,7 +28,8 @@ def _import(given):
         raise UserError(f"{output} exists and is not a checkpoint: choose another directory.")
     imported = import_weights(given.source, given.quick_gelu, given.tokenizer)
     config, params, tokenizer, source = imported
-    print(f"Writing {output}, {4e-9 * models.count(params):.2f} GB.", flush=True)
+    size = sum(array.nbytes for array in params.values())
+    print(f"Writing {output}, {1e-9 * size:.2f} GB.", flush=True)
     checkpoint.save_model(output, config, params, tokenizer, source)
     rows = [("model", size_name(config)), ("parameters", f"{models.count(params):,}")]
     rows += [("assumed", value) for value in source["assumed"]]

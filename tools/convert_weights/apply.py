@@ -13,11 +13,14 @@ from tools.convert_weights.detect import detect, size_name
 from tools.convert_weights.rules import LAYOUTS
 from tools.convert_weights.tokenizer import tokenizer_json
 
-FLOATS = ("float64", "float32", "float16", "bfloat16")
+HALVES = ("float16", "bfloat16")
+FLOATS = ("float64", "float32", *HALVES)
 
 
 def import_weights(source, quick_gelu=None, tokenizer=None):
-    """(config, {"a/b/c": float32 array}, tokenizer's JSON or None, source) of released weights.
+    """(config, {"a/b/c": array}, tokenizer's JSON or None, source) of released weights.
+
+    Arrays are float32; those that come in half precision stay so, for memory's sake.
 
     source: a weight file, or a folder with one. quick_gelu: CLIP's activation, against what the
     files beside the weights say. tokenizer: CLIP's, a file or a folder, where it does not lie
@@ -37,10 +40,12 @@ def import_weights(source, quick_gelu=None, tokenizer=None):
         text = tokenizer_json(files[0].parent, tokenizer, config.text.vocab_size)
 
     _, abstract = models.split(models.abstract(config))
-    params = {name: np.empty(leaf.shape, np.float32) for name, leaf in abstract.items()}
-    views = layout.views(params)
+    template = {name: np.empty(leaf.shape, np.float32) for name, leaf in abstract.items()}
+    views = layout.views(template)
     if mismatches := [("doubled", key, "") for key in doubled] + _mismatches(views, tensors):
         raise UserError(_listed(f"{files[0]} does not match {size_name(config)}", mismatches))
+    params = _like(template, views, tensors)
+    views = layout.views(params)
     for key, parts in tqdm(views.items(), desc="reading", unit=" tensors", delay=5, mininterval=1):
         _fill(parts, tensors[key].read())
     name, digest = Path(source).resolve().name, readers.sha256(files)
@@ -71,6 +76,20 @@ def _standard(layout, found):
             doubled.append(key)
         tensors[key] = tensor
     return tensors, doubled
+
+
+def _like(template, views, tensors):
+    """Empty arrays as in `template`, float32, or half precision where all that they take is."""
+    types = collections.defaultdict(set)
+    for key, parts in views.items():
+        for part in parts:
+            types[id(part if part.base is None else part.base)].add(tensors[key].dtype.name)
+
+    def dtype(array):
+        (first, *others) = types[id(array)]
+        return first if first in HALVES and not others else np.float32
+
+    return {name: np.empty(array.shape, dtype(array)) for name, array in template.items()}
 
 
 def _fill(parts, values):
