@@ -8,11 +8,15 @@ earlier call is not done again.
 """
 
 import json
+import multiprocessing
+import os
 import subprocess
 import sys
 import time
+from concurrent import futures
 from pathlib import Path
 
+import jax
 from absl import app, flags, logging
 
 from configs import demo as demo_config
@@ -20,71 +24,151 @@ from samclip_jax import checkpoint, errors, evals, models, train
 from samclip_jax.data.shapes import TEMPLATES
 from samclip_jax.data.sources import make_source
 from samclip_jax.inference.model import load
-from samclip_jax.report import write_html
+from samclip_jax.report import claims, write_html
 
 WORKDIR = flags.DEFINE_string("workdir", "runs/demo", "where everything is written")
 SEED = flags.DEFINE_integer("seed", 0, "of the CLIP head's start and of the order of the data")
 
 ASSETS = Path(__file__).parent / "assets" / "teachers"
 TEACHERS = {"sam": ASSETS / "sam.pth", "clip": ASSETS / "clip"}
-STAGES = ("distill_only", "stage1", "stage2", "stage3")
+INIT = {  # what each stage starts from
+    "distill_only": "teachers/sam",
+    "stage1": "teachers/sam",
+    "stage2": "stage1",
+    "stage3": "stage2",
+}
 IMAGE_SIZE = 96
-OBJECTS = dict(name="shape_objects", split="final", size=1000, image_size=IMAGE_SIZE)
-SCENES = dict(name="shape_scenes", split="final", size=200, image_size=IMAGE_SIZE)
-TUNING = {**SCENES, "split": "tuning", "size": 100}
-ALPHAS = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
+DATA = {  # what is measured on: images that nobody was trained on; only "tuning" chose anything
+    "objects": dict(name="shape_objects", split="final", size=1000, image_size=IMAGE_SIZE, seed=1),
+    "scenes": dict(name="shape_scenes", split="final", size=200, image_size=IMAGE_SIZE, seed=1),
+    "tuning": dict(name="shape_scenes", split="tuning", size=100, image_size=IMAGE_SIZE),
+}
+ALPHAS = (0.0, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.6, 0.8, 1.0)  # dense where it is close
+
+
+def run(workdir, seed=0):
+    """Everything, into workdir; returns the report."""
+    began = time.monotonic()
+    import_teachers(workdir)
+    configs = {stage: stage_config(stage, workdir, seed) for stage in INIT}
+    report = side_by_side((baseline, workdir, configs, DATA), (merged, workdir, configs, DATA))
+    report["claims"] = claims(report)
+    report["seconds"] = round(time.monotonic() - began, 1)
+    (workdir / "report.json").write_text(json.dumps(report, indent=2) + "\n")
+    model, scenes = load(workdir / "stage3"), make_source(**DATA["scenes"])
+    write_html(workdir / "report.html", report, model, scenes, demo_config.REFINEMENT)
+    return report
+
+
+def baseline(workdir, configs, data):
+    """The report of both teachers and of the paper's baseline."""
+    report = {
+        f"{kind}_teacher": measure(load(workdir / "teachers" / kind), data) for kind in TEACHERS
+    }
+    train.train(configs["distill_only"], workdir / "distill_only")
+    report["distill_only"] = measure(load(workdir / "distill_only"), data)
+    print("measuring the interpolations of distill_only with SAM", flush=True)
+    report["wise_ft"] = wise_ft(workdir, data)
+    return report
+
+
+def merged(workdir, configs, data):
+    """The report of the paper's three stages."""
+    for stage in ("stage1", "stage2", "stage3"):
+        train.train(configs[stage], workdir / stage)
+    model = load(workdir / "stage3")
+    report = {"stage2": measure(load(workdir / "stage2"), data), "samclip": measure(model, data)}
+    for prefix, refinement in (("", demo_config.REFINEMENT), ("paper_", {})):
+        both = evals.evaluate(
+            model,
+            "refined_segmentation",
+            data["scenes"],
+            templates=TEMPLATES,
+            refinement=refinement,
+        )
+        key = "refined_segmentation_miou"
+        report["samclip"][prefix + key] = both[key]
+    report["parameters"] = sizes(workdir, model)
+    return report
+
+
+def side_by_side(*lanes):
+    """What (function, *arguments) of every lane return, together; each lane is a process on its
+    share of the cores, for models this small leave a second one idle. An error ends them all."""
+    context = multiprocessing.get_context("spawn")
+    with futures.ProcessPoolExecutor(len(lanes), context) as pool:
+        running = [
+            pool.submit(in_lane, cores, *lane)
+            for cores, lane in zip(shares(len(lanes)), lanes, strict=True)
+        ]
+        done, unfinished = futures.wait(running, return_when=futures.FIRST_EXCEPTION)
+        if unfinished:
+            for process in multiprocessing.active_children():
+                process.terminate()
+        return {name: part for lane in done for name, part in lane.result().items()}
+
+
+def shares(count):
+    """The cores of this process in `count` parts; None where there are too few or none is told."""
+    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else ()
+    if len(cores) < count:
+        return [None] * count
+    return [cores[i * len(cores) // count : (i + 1) * len(cores) // count] for i in range(count)]
+
+
+def in_lane(cores, function, *arguments):
+    if cores:
+        os.sched_setaffinity(0, cores)
+    set_up()
+    return function(*arguments)
+
+
+def set_up():
+    """On the CPU, quietly: two processes cannot share an accelerator, Orbax tells every step."""
+    jax.config.update("jax_platforms", "cpu")
+    logging.set_verbosity(logging.WARNING)
 
 
 def import_teachers(workdir):
-    """{"sam": DIR, "clip": DIR}: the released files through the importer's command, once."""
-    made = {kind: workdir / "teachers" / kind for kind in TEACHERS}
+    """WORKDIR/teachers/{sam,clip}: the released files through the importer's command, once."""
     for kind, source in TEACHERS.items():
-        if not (made[kind] / "model.json").exists():
-            command = ["tools.convert_weights", "import", source, made[kind]]
+        made = workdir / "teachers" / kind
+        if not (made / "model.json").exists():
+            command = ["tools.convert_weights", "import", source, made]
             if subprocess.run([sys.executable, "-m", *command], check=False).returncode:
                 raise errors.UserError(f"the {kind} teacher could not be imported, see above")
-    return made
 
 
-def run_stages(workdir, teachers, seed):
-    """Trains the baseline and the three stages, each from the one before it."""
-    init = {"distill_only": teachers["sam"], "stage1": teachers["sam"]}
-    init |= {"stage2": workdir / "stage1", "stage3": workdir / "stage2"}
-    for number, stage in enumerate(STAGES, 1):
-        values = demo_config.get_config(stage)
-        values.init = str(init[stage])
-        values.teachers.sam, values.teachers.clip = str(teachers["sam"]), str(teachers["clip"])
-        values.seed = seed
-        print(f"\n[{number}/{len(STAGES)}] {stage}: {values.steps} steps", flush=True)
-        train.train(values, workdir / stage)
+def stage_config(stage, workdir, seed):
+    values = demo_config.get_config(stage)
+    values.init = str(workdir / INIT[stage])
+    values.teachers.sam, values.teachers.clip = (
+        str(workdir / "teachers" / kind) for kind in ("sam", "clip")
+    )
+    values.seed = seed
+    return values
 
 
-def measure(model, threshold=None):
-    """{metric: value} of everything that a model can do, on scenes nobody was trained or tuned on.
-
-    threshold: the mask logit that was best on the tuning scenes.
-    """
-    found = {}
+def measure(model, data):
+    """{metric: value} of everything that a model can do; `data` as DATA."""
+    found, resolutions = {}, dict(image_size=IMAGE_SIZE, templates=TEMPLATES)
     if model.kind != "sam":
-        resolutions = dict(image_size=IMAGE_SIZE, templates=TEMPLATES)
-        found |= evals.evaluate(model, "zero_shot_classification", OBJECTS, **resolutions)
-        found |= evals.evaluate(model, "zero_shot_segmentation", SCENES, **resolutions)
+        found |= evals.evaluate(model, "zero_shot_classification", data["objects"], **resolutions)
+        found |= evals.evaluate(model, "zero_shot_segmentation", data["scenes"], **resolutions)
     if model.kind == "clip":
         other = evals.evaluate(
-            model, "zero_shot_segmentation", SCENES, templates=TEMPLATES, maskclip=True
+            model, "zero_shot_segmentation", data["scenes"], templates=TEMPLATES, maskclip=True
         )
         found["maskclip_segmentation_miou"] = other["zero_shot_segmentation_miou"]
     if model.kind != "clip":
-        found |= evals.evaluate(model, "box_masks", SCENES, threshold=threshold)
-        found |= evals.evaluate(model, "point_masks", SCENES)
+        tuned = evals.evaluate(model, "box_masks", data["tuning"], threshold="best")
+        threshold = tuned["box_threshold"]
+        found |= evals.evaluate(model, "box_masks", data["scenes"], threshold=threshold)
+        found |= evals.evaluate(model, "point_masks", data["scenes"])
     return found
 
 
-def tuned_threshold(model):
-    return evals.evaluate(model, "box_masks", TUNING, threshold="best")["box_threshold"]
-
-
-def wise_ft(workdir):
+def wise_ft(workdir, data):
     """The baseline interpolated with SAM (appendix D): [{alpha, accuracy, box mIoU}, ...].
 
     alpha 0 is SAM's encoder and decoder, 1 the baseline; the CLIP head is the baseline's.
@@ -93,71 +177,24 @@ def wise_ft(workdir):
     _, start, _ = checkpoint.load_model(workdir / "distill_only", initial=True)
     rows = []
     for alpha in ALPHAS:
-        mixed = models.wise_ft(start, model.params, alpha)
-        found = model.with_params(mixed)
-        accuracy = evals.evaluate(
-            found, "zero_shot_classification", OBJECTS, image_size=IMAGE_SIZE, templates=TEMPLATES
+        mixed = model.with_params(models.wise_ft(start, model.params, alpha))
+        found = {"alpha": alpha}
+        found |= evals.evaluate(
+            mixed,
+            "zero_shot_classification",
+            data["objects"],
+            image_size=IMAGE_SIZE,
+            templates=TEMPLATES,
         )
-        boxes = evals.evaluate(found, "box_masks", SCENES)
-        rows.append(
-            {
-                "alpha": alpha,
-                "zero_shot_accuracy": accuracy["zero_shot_accuracy"],
-                "box_miou": boxes["box_miou"],
-            }
-        )
+        found |= evals.evaluate(mixed, "box_masks", data["scenes"])
+        rows.append({key: found[key] for key in ("alpha", "zero_shot_accuracy", "box_miou")})
     return rows
 
 
-def run(workdir, seed=0):
-    """Everything, into workdir; returns the report."""
-    began = time.monotonic()
-    teachers = import_teachers(workdir)
-    run_stages(workdir, teachers, seed)
-    trained = time.monotonic()
-    places = {
-        "clip_teacher": teachers["clip"],
-        "sam_teacher": teachers["sam"],
-        "distill_only": workdir / "distill_only",
-        "stage2": workdir / "stage2",
-        "samclip": workdir / "stage3",
-    }
-    report = {}
-    for name, place in places.items():
-        print(f"measuring {name}", flush=True)
-        model = load(place)
-        report[name] = measure(model, None if model.kind == "clip" else tuned_threshold(model))
-    report["samclip"] |= evals.evaluate(
-        model,
-        "refined_segmentation",
-        SCENES,
-        templates=TEMPLATES,
-        refinement=demo_config.REFINEMENT,
-    )
-    print("measuring the interpolations of distill_only with SAM", flush=True)
-    report["wise_ft"] = wise_ft(workdir)
-    report["parameters"] = sizes(teachers, model)
-    report["training_seconds"] = round(trained - began, 1)
-    report["seconds"] = round(time.monotonic() - began, 1)
-    (workdir / "report.json").write_text(json.dumps(report, indent=2) + "\n")
-    scenes = make_source(**SCENES)
-    write_html(workdir / "report.html", report, model, scenes, demo_config.REFINEMENT)
-    return report
-
-
-def main(argv):
-    if len(argv) > 1:
-        raise errors.UserError(f"unexpected argument {argv[1]!r}; options are --name=value")
-    if not flags.FLAGS["verbosity"].present:
-        logging.set_verbosity(logging.WARNING)  # Orbax tells every step at INFO
-    report = run(Path(WORKDIR.value), SEED.value)
-    print(f"{WORKDIR.value}/report.json and report.html, {report['seconds']:.0f} seconds")
-
-
-def sizes(teachers, model):
-    """Parameters and bytes of the merged image side beside the two separate ones."""
+def sizes(workdir, model):
+    """Parameters of the merged image side beside the two separate ones."""
     found = {"samclip": model.params}
-    found |= {kind: checkpoint.load_model(place)[1] for kind, place in teachers.items()}
+    found |= {kind: checkpoint.load_model(workdir / "teachers" / kind)[1] for kind in TEACHERS}
     parts = {
         "sam_encoder": ("sam", "encoder/"),
         "clip_encoder": ("clip", "vision/"),
@@ -168,6 +205,16 @@ def sizes(teachers, model):
         part: models.count({k: v for k, v in found[kind].items() if k.startswith(prefix)})
         for part, (kind, prefix) in parts.items()
     }
+
+
+def main(argv):
+    if len(argv) > 1:
+        raise errors.UserError(f"unexpected argument {argv[1]!r}; options are --name=value")
+    set_up()
+    report = run(Path(WORKDIR.value), SEED.value)
+    for claim in report["claims"]:
+        print("holds         " if claim["holds"] else "does not hold ", claim["claim"])
+    print(f"{WORKDIR.value}/report.json and report.html, {report['seconds']:.0f} seconds")
 
 
 if __name__ == "__main__":

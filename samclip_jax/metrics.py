@@ -11,7 +11,8 @@ from samclip_jax.errors import os_errors
 
 
 class MetricWriter:
-    """Adds {"step", "time", name: number} lines to WORKDIR/metrics.jsonl, from process 0 only.
+    """Adds {"step", "time", name: number} lines to WORKDIR/metrics.jsonl, from process 0 only, and
+    prints them after the workdir's name.
 
     A resumed run goes on in the same file: of two lines of one step, the later one counts.
     UserError where the file cannot be written.
@@ -19,6 +20,7 @@ class MetricWriter:
 
     def __init__(self, workdir):
         self._path = epath.Path(workdir) / "metrics.jsonl"
+        self._name = epath.Path(workdir).name
         self._is_object = str(workdir).startswith("gs://")  # rewritten whole: it cannot grow
         self._file, self._lines = None, ""
         if jax.process_index() != 0:
@@ -44,7 +46,8 @@ class MetricWriter:
             else:
                 self._file.write(line)
         shown = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())
-        print(f"step {step}/{total}" if total else f"step {step}", shown, sep="  ", flush=True)
+        place = f"{step}/{total}" if total else step
+        print(f"{self._name} step {place}  {shown}\n", end="", flush=True)  # whole, whoever prints
 
     def _drop_half_a_line(self):
         """Cuts what a killed run left after its last whole line."""

@@ -2,11 +2,15 @@
 
 import json
 import re
+import time
 
 import pytest
 
 from configs import demo as demo_config
 from samclip_jax import demo
+from samclip_jax.data.prompts import PromptConfig
+from samclip_jax.errors import UserError
+from samclip_jax.report import claims
 
 PROMISED = {
     "clip_teacher": {"zero_shot_accuracy", "zero_shot_segmentation_miou"},
@@ -22,10 +26,10 @@ PROMISED = {
 
 
 @pytest.mark.slow
-def test_the_demo_writes_its_report_and_does_nothing_twice(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(demo_config, "STEPS", dict.fromkeys(demo.STAGES, 2))
-    for data in ("OBJECTS", "SCENES", "TUNING"):
-        monkeypatch.setattr(demo, data, {**getattr(demo, data), "size": 8})
+def test_the_demo_writes_its_report_and_does_nothing_twice(monkeypatch, tmp_path, capfd):
+    monkeypatch.setattr(demo_config, "STEPS", dict.fromkeys(demo.INIT, 2))
+    for data in demo.DATA:
+        monkeypatch.setitem(demo.DATA, data, demo.DATA[data] | {"size": 8})
     demo.run(tmp_path, seed=0)
     report = json.loads((tmp_path / "report.json").read_text())
     for name, metrics in PROMISED.items():
@@ -34,9 +38,43 @@ def test_the_demo_writes_its_report_and_does_nothing_twice(monkeypatch, tmp_path
     assert [point["alpha"] for point in report["wise_ft"]] == list(demo.ALPHAS)
     assert report["wise_ft"][0]["box_miou"] == pytest.approx(report["sam_teacher"]["box_miou"])
     assert report["wise_ft"][-1]["box_miou"] == pytest.approx(report["distill_only"]["box_miou"])
+    assert {claim["holds"] for claim in report["claims"]} <= {True, False}
     page = (tmp_path / "report.html").read_text()
     assert page.count("data:image/png") == 5 * 8
 
-    capsys.readouterr()
+    capfd.readouterr()
     demo.run(tmp_path, seed=0)
-    assert not re.search(r"step \d+/", capsys.readouterr().out)
+    assert not re.search(r"step \d+/", capfd.readouterr().out)
+
+
+def test_the_first_error_of_a_lane_ends_the_others():
+    began = time.monotonic()
+    with pytest.raises(UserError, match="prompts: give"):
+        demo.side_by_side((time.sleep, 60), (PromptConfig, 0, 0.0, 0.0, 0.0))
+    assert time.monotonic() - began < 50
+
+
+@pytest.mark.parametrize(
+    "metric, change, lost",
+    [
+        ("zero_shot_accuracy", -0.03, "accuracy"),
+        ("box_miou", -0.02, "masks from boxes"),
+        ("refined_segmentation_miou", -0.05, "both heads"),
+    ],
+)
+def test_claims_hold_or_do_not(metric, change, lost):
+    model = dict(zero_shot_accuracy=0.9, box_miou=0.88, box_miou_at_threshold=0.89)
+    forgot = dict(zero_shot_accuracy=0.9, box_miou=0.7, box_miou_at_threshold=0.75)
+    report = dict(
+        clip_teacher=dict(zero_shot_accuracy=0.91, zero_shot_segmentation_miou=0.1),
+        sam_teacher=dict(box_miou=0.88, box_miou_at_threshold=0.89),
+        distill_only=forgot,
+        samclip=model | dict(zero_shot_segmentation_miou=0.25, refined_segmentation_miou=0.29),
+        wise_ft=[dict(alpha=0.5, zero_shot_accuracy=0.9, box_miou=0.8)],
+    )
+    assert all(claim["holds"] for claim in claims(report))
+    report["samclip"][metric] += change
+    failed = [claim["claim"] for claim in claims(report) if not claim["holds"]]
+    assert failed and failed[0].startswith(lost)
+    report["wise_ft"].append(dict(alpha=0.2, zero_shot_accuracy=0.9, box_miou=0.87))
+    assert not claims(report)[-1]["holds"]

@@ -1,0 +1,71 @@
+"""The demo with several seeds: its table and the paper's claims, mean and range.
+
+python -m benchmarks.demo [--seeds=3] [--workdir=runs/demo_seeds] [--report=FILE]
+
+A seed is the CLIP head's start and the order of the data; teachers and scenes are the same.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from benchmarks.process import measured
+from samclip_jax.report import COLUMNS, ROWS
+
+
+def spread(values, digits=1):
+    """'mean (lowest to highest)' of numbers, '' of none."""
+    values = [value for value in values if value is not None]
+    if not values:
+        return ""
+    low, high = (f"{value:.{digits}f}" for value in (min(values), max(values)))
+    return f"{sum(values) / len(values):.{digits}f} ({low} to {high})"
+
+
+def table(rows):
+    """Markdown; the first row is the head."""
+    head, *rest = ["| " + " | ".join(row) + " |" for row in rows]
+    return "\n".join([head, "|" + "---|" * len(rows[0]), *rest])
+
+
+def metric(reports, name, key):
+    values = [report[name].get(key) for report in reports]
+    return spread([None if value is None else 100 * value for value in values])
+
+
+def main():
+    parser = argparse.ArgumentParser(prog="demo", description=__doc__.split("\n")[0])
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--workdir", type=Path, default=Path("runs/demo_seeds"))
+    parser.add_argument("--report", type=Path)
+    given = parser.parse_args()
+    reports = []
+    for seed in range(given.seeds):
+        workdir = given.workdir / f"seed{seed}"
+        command = [sys.executable, "-m", "samclip_jax.demo", f"--workdir={workdir}"]
+        cost = measured([*command, f"--seed={seed}"])
+        reports.append(json.loads((workdir / "report.json").read_text()) | cost)
+
+    columns = [(key, title) for key, title in COLUMNS if any(key in reports[0][n] for n, _ in ROWS)]
+    figures = [["", *(title for _, title in columns)]]
+    figures += [
+        [title, *(metric(reports, name, key) for key, _ in columns)] for name, title in ROWS
+    ]
+    claims = [["claim", "points", "asked", "seeds that reach it"]]
+    for same in zip(*(report["claims"] for report in reports), strict=True):
+        points, holds = ([each[key] for each in same] for key in ("points", "holds"))
+        asked = f"at least {same[0]['asked']}"
+        claims.append([same[0]["claim"], spread(points), asked, f"{sum(holds)} of {len(holds)}"])
+    interpolations = [["alpha", "zero-shot accuracy", "mask IoU from a box"]]
+    for same in zip(*(report["wise_ft"] for report in reports), strict=True):
+        values = ([100 * row[key] for row in same] for key in ("zero_shot_accuracy", "box_miou"))
+        interpolations.append([f"{same[0]['alpha']:.2f}", *map(spread, values)])
+    print(table(figures), table(claims), table(interpolations), sep="\n\n")
+    print("\nseconds:", spread([report["seconds"] for report in reports], 0))
+    if given.report:
+        given.report.write_text(json.dumps(reports, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
