@@ -13,7 +13,7 @@ stages together.
 
 from configs import common
 
-STEPS = dict(stage1=400, stage2=350, stage3=100)
+STEPS = dict(stage1=450, stage2=400, stage3=120)
 STEPS["distill_only"] = sum(STEPS.values())
 # How both heads are put together, chosen on the tuning scenes; empty: the paper's form. At 8 x 8
 # patches a prompt is better off with one point and softer logits, and without the smallest parts.
@@ -34,6 +34,7 @@ def get_config(stage):
         batch_size=64,
         resolutions=(60, 96, 120) if stage == "stage3" else (60, 120),
         base_resolution=60,
+        batch_multiple=1,
     )
     if stage == "stage2":
         config.terms.sam, config.streams.sam = common.sam_term()

@@ -43,7 +43,7 @@ DATA = {  # what is measured on: images that nobody was trained on; only "tuning
     "scenes": dict(name="shape_scenes", split="final", size=200, image_size=IMAGE_SIZE, seed=1),
     "tuning": dict(name="shape_scenes", split="tuning", size=100, image_size=IMAGE_SIZE),
 }
-ALPHAS = (0.0, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.6, 0.8, 1.0)  # dense where it is close
+ALPHAS = (0.0, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.7, 1.0)  # dense where it is close
 
 
 def run(workdir, seed=0):

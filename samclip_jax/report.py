@@ -87,7 +87,7 @@ def write_html(path, report, model, scenes, refinement):
     wise_ft = [["share of the baseline", "zero-shot accuracy", "mask IoU from a box"]]
     for point in report["wise_ft"]:
         metrics = (point["zero_shot_accuracy"], point["box_miou"])
-        wise_ft.append([f"{point['alpha']:.1f}", *map(percent, metrics)])
+        wise_ft.append([f"{point['alpha']:.2f}", *map(percent, metrics)])
     measured = [["SAM-CLIP against the paper's claims", "points", "asked", ""]]
     for claim in report["claims"]:
         verdict = "holds" if claim["holds"] else "does not hold"
