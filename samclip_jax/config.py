@@ -9,6 +9,8 @@ from ml_collections import ConfigDict, config_flags
 
 from samclip_jax.errors import UserError, command
 
+DTYPES = ("float32", "bfloat16")  # that models compute in
+
 
 @dataclasses.dataclass(frozen=True)
 class TermConfig:
@@ -32,6 +34,9 @@ class MaskLossConfig:
     focal_gamma: float
     targets: str  # soft: the teacher's probabilities; binary: its masks at logit 0
 
+    def __post_init__(self):
+        one_of("mask_loss.targets", self.targets, ("soft", "binary"))
+
 
 @dataclasses.dataclass(frozen=True)
 class HeadConfig:
@@ -40,6 +45,9 @@ class HeadConfig:
     depth: int
     mlp_hidden: int
     pooling: str
+
+    def __post_init__(self):
+        one_of("head.pooling", self.pooling, ("max", "mean"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,6 +85,18 @@ class TrainConfig:
     checkpoints_kept: int
     evals: dict[str, dict]
     eval_every: int
+
+    def __post_init__(self):
+        one_of("dtype", self.dtype, DTYPES)
+        for name in ("steps", "log_every", "checkpoint_every"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} must be 1 or more, got {getattr(self, name)}")
+
+
+def one_of(name, value, known):
+    """UserError unless the value is one of those known."""
+    if value not in known:
+        raise UserError(f"{name} must be {' or '.join(known)}, got {value!r}")
 
 
 def build(cls, values, where):
@@ -117,6 +137,8 @@ def run(main):
             rest = flags.FLAGS(argv)
         except flags.Error as error:
             raise UserError(_one_line(error)) from error
+        except OSError as error:
+            raise UserError(f"--config: {_one_line(error)}") from error
         except (AttributeError, KeyError) as error:
             raise UserError(f"--config has no such key: {_one_line(error)}") from error
         if len(rest) > 1:

@@ -16,7 +16,13 @@ def main(values):
     if not WORKDIR.value:
         raise UserError("set --workdir to the directory of this run")
     if DISTRIBUTED.value:
-        jax.distributed.initialize()
+        try:
+            jax.distributed.initialize()
+        except (ValueError, RuntimeError) as error:
+            reason = str(error).partition("\n")[0]
+            raise UserError(
+                f"--distributed found no other hosts, leave it out: {reason}"
+            ) from error
     train.train(values, WORKDIR.value)
 
 

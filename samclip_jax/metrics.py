@@ -57,4 +57,5 @@ class MetricWriter:
 
     def close(self):
         if self._file:
-            self._file.close()
+            with os_errors(f"{self._path} was not written"):
+                self._file.close()

@@ -8,11 +8,13 @@ the gradient of one term after the other and makes one update from their weighte
 import collections
 import contextlib
 import dataclasses
+import functools
 import json
 import time
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from absl import logging
 from etils import epath
@@ -20,7 +22,7 @@ from etils import epath
 from samclip_jax import checkpoint, evals, models, optim, sharding
 from samclip_jax.config import TrainConfig, build
 from samclip_jax.data import pipeline, sources
-from samclip_jax.errors import UserError
+from samclip_jax.errors import UserError, os_errors
 from samclip_jax.inference.model import Model
 from samclip_jax.losses import cosine_distance, mask_distillation
 from samclip_jax.metrics import MetricWriter
@@ -54,9 +56,10 @@ TEACHER_KINDS = {"clip": ("clip", "samclip"), "sam": ("sam", "samclip")}
 # ----------------------------------------------------------------------------------------- model
 
 
-def load_teachers(config):
-    """{name: (graph, params)} and {name: (config, tokenizer)} of the teachers in the terms."""
-    teachers, texts = {}, {}
+def load_teachers(config, mesh):
+    """{name: params} and {name: graph} of the teachers in the terms."""
+    params, graphs = {}, {}
+    place = functools.partial(sharding.shardings, mesh)
     for term in config.terms.values():
         if term.teacher not in config.teachers:
             raise UserError(
@@ -68,35 +71,63 @@ def load_teachers(config):
             raise UserError(
                 f"set --config.teachers.{term.teacher} to a converted {kind} checkpoint"
             )
-        model_config, params, tokenizer = checkpoint.load_model(path, TEACHER_KINDS[term.loss])
-        teachers[term.teacher] = models.split(models.abstract(model_config))[0], params
-        texts[term.teacher] = model_config, tokenizer
-    return teachers, texts
+        kinds = TEACHER_KINDS[term.loss]
+        model_config, params[term.teacher], _ = checkpoint.load_model(path, kinds, place)
+        graphs[term.teacher] = models.split(models.abstract(model_config))[0]
+    return params, graphs
 
 
-def load_student(config, teachers, texts, workdir):
+def load_student(config, workdir, mesh):
     """(config, params, tokenizer): of the run in workdir if it has begun, else from config.init.
 
     A merged checkpoint is taken as it is; a plain SAM gets the text tower of the CLIP teacher and
     a new CLIP head. A new run's workdir becomes a model checkpoint of what it starts from.
     """
-    if (workdir / "model.json").exists():
-        return checkpoint.load_model(workdir, ("samclip",))
+    if not (workdir / "model.json").exists():
+        begin(config, workdir)
+    return checkpoint.load_model(workdir, ("samclip",), functools.partial(sharding.shardings, mesh))
+
+
+def begin(config, workdir):
+    """Makes workdir the checkpoint of the model that a new run starts from."""
     if not config.init:
         raise UserError("set --config.init to the checkpoint that training starts from")
     model_config, params, tokenizer = checkpoint.load_model(config.init, ("sam", "samclip"))
     if kind_of(model_config) == "sam":
         clip = next((t.teacher for t in config.terms.values() if t.loss == "clip"), None)
-        if clip is None or kind_of(texts[clip][0]) != "clip":
+        if clip is None or kind_of(checkpoint.load_config(config.teachers[clip])) != "clip":
             raise UserError("starting from a plain SAM takes a term whose teacher is a CLIP")
-        clip_config, tokenizer = texts[clip]
+        clip_config, clip_params, tokenizer = checkpoint.load_model(config.teachers[clip])
         head = ClipHeadConfig(**vars(config.head), embed_dim=clip_config.text.embed_dim)
         model_config, params = combine(
-            model_config, params, clip_config, teachers[clip][1], head, config.seed
+            model_config, params, clip_config, clip_params, head, config.seed
         )
     source = {"name": str(config.init), "sha256": None}
-    checkpoint.save_model(workdir, model_config, params, tokenizer, source)
-    return checkpoint.load_model(workdir, ("samclip",))
+    checkpoint.save_model(workdir, model_config, jax.device_get(params), tokenizer, source)
+
+
+def require_fit(config, opened, model_config, params, teachers):
+    """UserError unless the student can learn from these teachers and take these streams."""
+    for name, term in config.terms.items():
+        if term.loss == "clip" and not same_texts(params, teachers[term.teacher]):
+            raise UserError(
+                f"terms.{name}: the text tower of teachers.{term.teacher} is not the student's, "
+                "whose images would be learnt for other texts; give the CLIP that the first stage "
+                "had, or start from a plain SAM"
+            )
+    patch = model_config.sam.encoder.patch
+    for name, (_, stream, _) in opened.items():
+        if uneven := [size for size in stream.resolutions if size % patch]:
+            raise UserError(f"streams.{name}: {uneven[0]} px is no multiple of a patch, {patch} px")
+
+
+def same_texts(student, teacher):
+    """Whether two flat models have the same text tower."""
+    towers = [{k: v for k, v in x.items() if k.startswith("text/")} for x in (student, teacher)]
+    if jax.tree.map(jnp.shape, towers[0]) != jax.tree.map(jnp.shape, towers[1]):
+        return False
+    equal = jax.jit(lambda a, b: jnp.all(jnp.stack([jnp.array_equal(a[k], b[k]) for k in a])))
+    return bool(equal(*towers))
 
 
 # ------------------------------------------------------------------------------------------ step
@@ -107,7 +138,8 @@ def make_step(config, student_graph, teacher_graphs, optimizer):
 
     state: {"step", "bad_step": int32; "positions": {stream: int32}; "params": the trainable ones,
     float32; "opt_state"}, donated. frozen: the student's other parameters. teachers: {name:
-    params}. batches: {stream: batch}. bad_step is the first step whose loss was not finite, or -1.
+    params}. batches: {stream: batch}. bad_step is the first step whose loss or gradient was not
+    finite, or -1.
     """
 
     def gradient(term, params, frozen, teacher, batch):
@@ -134,7 +166,8 @@ def make_step(config, student_graph, teacher_graphs, optimizer):
             metrics |= {f"{name}/{part}": value for part, value in parts.items()}
             metrics[f"{name}/grad_norm"] = optax.global_norm(grads)
         updates, opt_state = optimizer.update(total, state["opt_state"], params)
-        finite = jnp.isfinite(sum(metrics[f"{name}/loss"] for name in config.terms))
+        watched = [f"{name}/{part}" for name in config.terms for part in ("loss", "grad_norm")]
+        finite = jnp.isfinite(sum(metrics[name] for name in watched))
         bad = state["bad_step"] >= 0
         state = {
             "step": state["step"] + 1,
@@ -213,32 +246,27 @@ def train(values, workdir):
         if term.loss not in TERMS:
             known = ", ".join(TERMS)
             raise UserError(f"terms.{name}.loss must be one of {known}, got {term.loss!r}")
-    opened = open_streams(config)
-    teachers, texts = load_teachers(config)
-    model_config, params, tokenizer = load_student(config, teachers, texts, workdir)
-    note_config(values, workdir)
-
     mesh = sharding.make_mesh(config.fsdp)
-    graphs = {name: graph for name, (graph, _) in teachers.items()}
-    teachers = sharding.shard(mesh, {name: params for name, (_, params) in teachers.items()})
+    opened = open_streams(config)
+    teachers, graphs = load_teachers(config, mesh)
+    model_config, params, tokenizer = load_student(config, workdir, mesh)
+    require_fit(config, opened, model_config, params, teachers)
+
     trainable, frozen, factors = optim.partition(params, config.lr_factors)
-    frozen = sharding.shard(mesh, frozen)
     optimizer, schedule = optim.adamw(config.optimizer, factors), optim.schedule(config.optimizer)
-    state = sharding.shard(
-        mesh,
-        {
-            "step": jnp.int32(0),
-            "bad_step": jnp.int32(-1),
-            "positions": {name: jnp.zeros((), jnp.int32) for name in opened},
-            "params": trainable,
-            "opt_state": optimizer.init(trainable),
-        },
-    )
+    moments = sharding.shardings(mesh, jax.eval_shape(optimizer.init, trainable))
+    counts = {"step": 0, "bad_step": -1, "positions": dict.fromkeys(opened, 0)}
+    state = {
+        **sharding.shard(mesh, jax.tree.map(np.int32, counts)),
+        "params": trainable,
+        "opt_state": jax.jit(optimizer.init, out_shardings=moments)(trainable),
+    }
     del params, trainable
     checkpoints = checkpoint.TrainCheckpoints(
         workdir, config.checkpoint_every, config.checkpoints_kept
     )
     state = checkpoints.restore(jax.tree.map(abstract, state)) or state
+    note_config(values, workdir)
     first = int(state["step"])
     if first:
         print(f"{workdir} goes on after step {first} of {config.steps}", flush=True)
@@ -265,10 +293,12 @@ def train(values, workdir):
             if last or checkpoints.due(step):
                 require_finite(state)
                 checkpoints.save(step, state, force=last)
-            if config.evals and (last or config.eval_every and step % config.eval_every == 0):
-                params = {**state["params"], **frozen}
-                evaluated = evaluate(config, student.with_params(params))
-                writer.write(step, evaluated, total=config.steps)
+            if not last and config.eval_every and step % config.eval_every == 0:
+                model = student.with_params({**state["params"], **frozen})
+                writer.write(step, evaluate(config, model), total=config.steps)
+        if config.evals:
+            evaluated = evaluate(config, student.with_params({**state["params"], **frozen}))
+            writer.write(config.steps, evaluated, total=config.steps)
     finally:
         for stream in streams.values():
             stream.close()
@@ -318,21 +348,25 @@ def abstract(array):
 
 
 def require_finite(state):
-    """UserError naming the first step whose loss was not finite."""
+    """UserError naming the first step whose loss or gradient was not finite."""
     if int(state["bad_step"]) >= 0:
         raise UserError(
-            f"the loss was not finite at step {int(state['bad_step'])}; earlier checkpoints are "
-            "whole. Lower optimizer.learning_rate, or set dtype=float32 to find the cause"
+            f"the loss or its gradient was not finite at step {int(state['bad_step'])}; earlier "
+            "checkpoints are whole. Lower optimizer.learning_rate, or set dtype=float32 to find "
+            "the cause"
         )
 
 
 def note_config(values, workdir):
     """Keeps the run's config beside it; says what a resumed run changes."""
+    if jax.process_index() != 0:
+        return
     path, new = workdir / "config.json", json.loads(values.to_json_best_effort())
-    if path.exists():
-        old = json.loads(path.read_text())
-        changed = [key for key in new if new[key] != old.get(key)]
-        if changed:
-            logging.warning("%s goes on with other values of: %s", workdir, ", ".join(changed))
-    if jax.process_index() == 0:
-        path.write_text(json.dumps(new, indent=2))
+    with os_errors(f"{path} was not written"):
+        if path.exists():
+            old = json.loads(path.read_text())
+            if changed := [key for key in new if new[key] != old.get(key)]:
+                logging.warning("%s goes on with other values of: %s", workdir, ", ".join(changed))
+        part = workdir / "config.json.part"
+        part.write_text(json.dumps(new, indent=2))
+        part.replace(path)

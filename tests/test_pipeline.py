@@ -191,7 +191,9 @@ def test_a_batch_that_cannot_be_shared_says_what_to_change(config, count, says):
 def test_batch_multiple_makes_every_batch_divisible():
     sizes = Schedule(ClipStream(2048, (224, 448, 1024), batch_multiple=16), 0).sizes
     assert sizes == {224: 2048, 448: 512, 1024: 96}
-    assert Schedule(ClipStream(8, (16, 1024), 16, batch_multiple=4), 0).sizes[1024] == 4
+    assert Schedule(ClipStream(8, (16, 1024), 16), 0).sizes[1024] == 1
+    with pytest.raises(UserError, match="1 images at 1024 px, fewer than"):
+        Schedule(ClipStream(8, (16, 1024), 16, batch_multiple=4), 0)
 
 
 def test_a_position_from_a_checkpoint_counts_past_its_own_type():

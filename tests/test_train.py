@@ -1,6 +1,7 @@
 """train.py: what a run promises, on tiny models and real streams of the procedural world."""
 
 import json
+import socket
 
 import jax
 import jax.numpy as jnp
@@ -48,7 +49,7 @@ def experiment(teachers, stage, init, steps=4):
     config = demo.get_config(stage)
     config.teachers, config.init, config.steps = teachers, str(init), steps
     config.head.mlp_hidden, config.optimizer.warmup_steps = 16, 0
-    config.streams.clip.update(batch_size=4, batch_multiple=2, resolutions=(24, 36))
+    config.streams.clip.update(batch_size=8, batch_multiple=2, resolutions=(24, 36))
     config.streams.clip.base_resolution = 24
     config.checkpoint_every = 2
     if "sam" in config.streams:
@@ -117,6 +118,48 @@ def test_a_run_that_was_stopped_ends_with_the_same_weights(stages, teachers, tmp
         np.testing.assert_array_equal(found[name], leaf, err_msg=name)
 
 
+ONE_OF_TWO = """
+import json, sys
+import jax
+from ml_collections import ConfigDict
+
+address, index, values, workdir = sys.argv[1:]
+jax.distributed.initialize(address, num_processes=2, process_id=int(index))
+assert jax.process_count() == 2 and jax.device_count() == 2
+from samclip_jax import train
+train.train(ConfigDict(json.loads(values)), workdir)
+"""
+
+
+def test_two_processes_train_what_one_does_and_one_goes_on(
+    stages, teachers, tmp_path, start_python
+):
+    """Two steps by two processes, each with its part of the batches, then two more by one."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    values = experiment(teachers, "stage2", stages / "stage1", steps=2)
+    given = values.to_json_best_effort(), tmp_path / "run"
+    processes = [start_python(ONE_OF_TWO, address, index, *given) for index in range(2)]
+    said = [process.communicate(timeout=300)[1] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], said
+    train.train(experiment(teachers, "stage2", stages / "stage1"), tmp_path / "run")
+    _, expected, _ = checkpoint.load_model(stages / "stage2")
+    _, found, _ = checkpoint.load_model(tmp_path / "run")
+    for name, leaf in expected.items():
+        np.testing.assert_allclose(found[name], leaf, rtol=0, atol=1e-4, err_msg=name)
+    assert [line["step"] for line in metrics(tmp_path / "run")] == [1, 2, 3, 4]
+
+
+def test_a_clip_of_other_texts_is_refused(stages, teachers, tmp_path, words):
+    _, params = models.split(models.init(CLIP, seed=1))
+    checkpoint.save_model(tmp_path / "other", CLIP, params, words)
+    config = experiment(teachers, "stage2", stages / "stage1")
+    config.teachers.clip = str(tmp_path / "other")
+    with pytest.raises(UserError, match="not the student's"):
+        train.train(config, tmp_path / "run")
+
+
 def test_micro_batches_give_the_same_gradient():
     rng = np.random.default_rng(0)
     weight, batch = jnp.ones(3), {"x": jnp.float32(rng.normal(size=(8, 3)))}
@@ -149,6 +192,8 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(teachers, tm
         ("lr_factors", (("clip_haed", 1.0), (".*", None)), "matches no parameter"),
         ("streams", {}, "streams has no 'clip'"),
         ("fsdp", 7, "fsdp=7"),
+        ("dtype", "bf16", "dtype must be float32 or bfloat16, got 'bf16'"),
+        ("log_every", 0, "log_every must be 1 or more"),
     ],
 )
 def test_mistakes_in_a_config_are_one_sentence(teachers, tmp_path, key, value, message):

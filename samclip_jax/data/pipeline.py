@@ -85,9 +85,14 @@ class Schedule:
         self.seed, self.resolutions = seed, config.resolutions
         self.sizes = {}
         for resolution in config.resolutions:
-            size = config.batch_size * config.base_resolution**2 // resolution**2
+            size = max(1, config.batch_size * config.base_resolution**2 // resolution**2)
             multiple = config.batch_multiple
-            self.sizes[resolution] = max(multiple, size // multiple * multiple)
+            if size < multiple:
+                raise UserError(
+                    f"batch_size={config.batch_size} is {size} images at {resolution} px, fewer "
+                    f"than batch_multiple={multiple}; raise the one or lower the other."
+                )
+            self.sizes[resolution] = size // multiple * multiple
 
     def __call__(self, batch):  # -> resolution, batch size, first example
         turn, place = divmod(batch, len(self.resolutions))

@@ -1,5 +1,6 @@
 """SAM's prompt encoder: points, boxes (as their two corners) and low-resolution masks."""
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 
@@ -47,5 +48,6 @@ class PromptEncoder(nnx.Module):
         return self.fourier(jnp.stack([x, y], -1))
 
     def fourier(self, coords):  # [..., 2] in [0, 1] -> [..., width], float32
-        angles = 2 * jnp.pi * jnp.matmul(2 * coords - 1, self.gaussian[...], precision="highest")
+        gaussian = jax.lax.stop_gradient(self.gaussian[...])
+        angles = 2 * jnp.pi * jnp.matmul(2 * coords - 1, gaussian, precision="highest")
         return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], -1)
