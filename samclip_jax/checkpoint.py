@@ -94,6 +94,11 @@ def load_config(directory, kinds=None):
     return config
 
 
+def is_run(directory):
+    """Whether the directory is a training run with steps, not a model alone."""
+    return bool(_newest_step(_absolute(directory)))
+
+
 def require_new(directory):
     """The directory as a path, once it is sure that no checkpoint would be overwritten there."""
     directory = _absolute(directory)

@@ -24,6 +24,10 @@ def main(values):
     model = load(CHECKPOINT.value, options.pop("dtype"))
     alpha = options.pop("wise_ft")
     if alpha != 1:
+        if not checkpoint.is_run(CHECKPOINT.value):
+            raise UserError(
+                "wise_ft goes from a run's start to its end: --checkpoint is no workdir"
+            )
         _, start, _ = checkpoint.load_model(CHECKPOINT.value, initial=True)
         model = model.with_params(models.wise_ft(start, model.params, alpha))
     results = evals.evaluate(model, **options)

@@ -27,7 +27,7 @@ from PIL import ExifTags, Image
 from pycocotools import mask as rle
 
 from samclip_jax.data.shapes import ShapeObjects, ShapeScenes
-from samclip_jax.errors import UserError
+from samclip_jax.errors import UserError, os_errors
 
 REASONS = (
     "unreadable",  # the file is missing, or the system cannot read it
@@ -360,8 +360,10 @@ class Sa1b(ImageFolder):
 def _existing(path):
     if not str(path):
         raise UserError("no path is set; give the path where the data lie.")
-    path = pathlib.Path(path).expanduser()
-    if not path.exists():
+    path = pathlib.Path(str(path)).expanduser()
+    with os_errors(f"{path} was not read"):
+        exists = path.exists()
+    if not exists:
         raise UserError(f"{path} does not exist; give the path where the data lie.")
     return path
 

@@ -38,7 +38,7 @@ def become_main_module():
 
 
 def end_with(parent):
-    """Grain's workers wait forever for a parent that was killed."""
+    """Ends this process with its parent: it would outlive one that was killed."""
     while os.getppid() == parent:
         time.sleep(1)
     os._exit(1)

@@ -53,15 +53,16 @@ class Batches:
                 if waiting and index >= self.batch_size:
                     prepared = waiting.popleft().result()
                     progress.update()
-                    if prepared is not None:
+                    if isinstance(prepared, BadRecord):
+                        self.rejected[prepared.reason] += 1
+                    else:
                         yield prepared
 
     def _record(self, index):
         try:
             return self.prepare(self.source[index])
         except BadRecord as bad:
-            self.rejected[bad.reason] += 1
-            return None
+            return bad
 
 
 def stack(arrays, rows):  # -> [rows, ...]

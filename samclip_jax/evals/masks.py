@@ -5,6 +5,7 @@ from scipy import ndimage
 
 from samclip_jax.data import transforms
 from samclip_jax.data.sources import BadRecord
+from samclip_jax.errors import UserError
 from samclip_jax.evals.batches import Batches, field, stack
 from samclip_jax.inference import frames
 from samclip_jax.models.prompt_encoder import (
@@ -49,7 +50,9 @@ def _masks(model, source, name, prompt, multimask, threshold, batch_size, limit)
     side = model.encoder.image_size
     thresholds = np.array([0.0])
     if threshold is not None:
-        thresholds = np.union1d(0, THRESHOLDS if threshold == "best" else float(threshold))
+        if isinstance(threshold, str) and threshold != "best":
+            raise UserError(f"threshold must be a logit or 'best', got {threshold!r}")
+        thresholds = np.union1d(0, THRESHOLDS if threshold == "best" else threshold)
 
     def prepare(record):
         """The frame, its size, the original one, and (coords, labels, mask) for each instance."""

@@ -74,6 +74,8 @@ def confusion(truth, labels, classes):  # int [H, W], -1 is ignored -> [truth, l
 def scores(name, total):
     """mIoU over the classes that occur in the truth, and the share of pixels that are right."""
     right, present = np.diag(total), total.sum(1) > 0
+    if not present.any():
+        raise UserError("no pixel of these maps has a class: nothing to compare with")
     union = total.sum(0) + total.sum(1) - right
     yield f"{name}_miou", (right[present] / union[present]).mean()
     yield f"{name}_pixel_accuracy", right.sum() / total.sum()

@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from samclip_jax import checkpoint, models
-from samclip_jax.errors import UserError
+from samclip_jax.config import DTYPES, one_of
+from samclip_jax.errors import UserError, os_errors
 from samclip_jax.models.config import kind_of
 from samclip_jax.models.samclip import unit
 from samclip_jax.ops.resize import resize_images
@@ -31,23 +32,22 @@ def load(path, dtype=jnp.float32):
     as released by others or exported from here. dtype: of the activations, float32 or bfloat16;
     parameters stay float32. UserError if there is nothing that can be loaded.
     """
-    try:
-        dtype = jnp.dtype(dtype)
-    except TypeError:
-        raise UserError(f"dtype must be float32 or bfloat16, got {dtype!r}") from None
+    name = dtype if isinstance(dtype, str) else jnp.dtype(dtype).name
+    one_of("dtype", name, DTYPES)
     config, params, tokenizer = _read(path)
     if tokenizer is not None:
         tokenizer = Tokenizer(tokenizer, config.text.context_length)
-    return Model(config, jax.device_put(params), tokenizer, dtype)
+    return Model(config, jax.device_put(params), tokenizer, jnp.dtype(name))
 
 
 def _read(path):
     local = Path(path)
-    released = local.is_file() or (
-        local.is_dir()
-        and not (local / "model.json").exists()
-        and any(file.suffix in WEIGHT_SUFFIXES for file in local.iterdir())
-    )
+    with os_errors(f"{path} was not read"):
+        released = local.is_file() or (
+            local.is_dir()
+            and not (local / "model.json").exists()
+            and any(file.suffix in WEIGHT_SUFFIXES for file in local.iterdir())
+        )
     if not released:
         return checkpoint.load_model(path)
     from tools.convert_weights import import_weights  # only here: not needed for own checkpoints
