@@ -15,12 +15,12 @@ from samclip_jax.report import COLUMNS, ROWS
 
 
 def spread(values, digits=1):
-    """'mean (lowest to highest)' of numbers, '' of none."""
+    """'mean (lowest to highest)' of numbers, one where they are the same, '' of none."""
     values = [value for value in values if value is not None]
     if not values:
         return ""
     low, high = (f"{value:.{digits}f}" for value in (min(values), max(values)))
-    return f"{sum(values) / len(values):.{digits}f} ({low} to {high})"
+    return low if low == high else f"{sum(values) / len(values):.{digits}f} ({low} to {high})"
 
 
 def table(rows):

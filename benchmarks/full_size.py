@@ -1,7 +1,7 @@
 """The whole path at full size on real photographs: seconds a step and peak memory of every part.
 
 python -m benchmarks.full_size --coco=DIR --tokenizer=bpe_simple_vocab_16e6.txt.gz \
-    --workdir=runs/full_size [--steps=10] [--report=FILE]
+    --workdir=runs/full_size [--steps=20] [--report=FILE]
 
 SAM ViT-B and OpenCLIP ViT-L/14 are written in their released layouts with random values, imported,
 merged in three stages on a CPU with small batches, and evaluated on instances and panoptic labels.
@@ -21,7 +21,7 @@ from tools.convert_weights.export import released, write_safetensors, write_torc
 from tools.convert_weights.rules import OPEN_CLIP, SEGMENT_ANYTHING
 
 BATCHES = [
-    "--config.streams.clip.batch_size=4",
+    "--config.streams.clip.batch_size=8",
     "--config.streams.clip.batch_multiple=1",
     "--config.streams.clip.workers=0",
     "--config.dtype=float32",
@@ -35,6 +35,7 @@ SAM_BATCHES = [
     "--config.streams.sam.prompts.interior=True",
     "--config.streams.sam.sources.main.name=coco_instances",
 ]
+SMALL_RATE = ["--config.optimizer.learning_rate=1e-4"]  # 8e-4 is for batches of 2048
 # 80 templates for each of 133 classes would be a quarter of an hour of text tower on a CPU
 TEXTS = ["--config.templates=simple"]
 
@@ -72,7 +73,7 @@ def main():
     parser.add_argument("--coco", type=Path, required=True)
     parser.add_argument("--tokenizer", type=Path, required=True)
     parser.add_argument("--workdir", type=Path, default=Path("runs/full_size"))
-    parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--report", type=Path)
     given = parser.parse_args()
     work, coco = given.workdir, given.coco
@@ -96,9 +97,9 @@ def main():
         *SAM_BATCHES,
     ]
     for stage, init, more in (
-        ("stage1", sam, []),
+        ("stage1", sam, SMALL_RATE),
         ("stage2", work / "stage1", sam_stream),
-        ("stage3", work / "stage2", []),
+        ("stage3", work / "stage2", SMALL_RATE),
     ):
         report[stage] = run(
             "samclip_jax.main",

@@ -12,6 +12,7 @@ import multiprocessing
 import os
 import subprocess
 import sys
+import threading
 import time
 from concurrent import futures
 from pathlib import Path
@@ -23,6 +24,7 @@ from configs import demo as demo_config
 from samclip_jax import checkpoint, errors, evals, models, train
 from samclip_jax.data.shapes import TEMPLATES
 from samclip_jax.data.sources import make_source
+from samclip_jax.data.worker import end_with
 from samclip_jax.inference.model import load
 from samclip_jax.report import claims, write_html
 
@@ -117,6 +119,7 @@ def shares(count):
 
 
 def in_lane(cores, function, *arguments):
+    threading.Thread(target=end_with, args=(os.getppid(),), daemon=True).start()
     if cores:
         os.sched_setaffinity(0, cores)
     set_up()
@@ -140,12 +143,19 @@ def import_teachers(workdir):
 
 
 def stage_config(stage, workdir, seed):
+    """The config of a stage in workdir. UserError where the stage was begun with another one."""
     values = demo_config.get_config(stage)
     values.init = str(workdir / INIT[stage])
     values.teachers.sam, values.teachers.clip = (
         str(workdir / "teachers" / kind) for kind in ("sam", "clip")
     )
     values.seed = seed
+    begun = workdir / stage / "config.json"
+    if begun.exists() and json.loads(begun.read_text()) != json.loads(values.to_json_best_effort()):
+        raise errors.UserError(
+            f"{workdir / stage} was begun with another seed or config: remove {workdir} or choose "
+            "another --workdir"
+        )
     return values
 
 

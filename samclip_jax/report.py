@@ -35,7 +35,7 @@ table { border-collapse: collapse; margin: 1rem 0 }
 td, th { padding: .3rem .8rem; text-align: right }
 th { border-bottom: 2px solid #222; vertical-align: bottom } td:first-child, th:first-child {
 text-align: left } td { border-bottom: 1px solid #ddd }
-img { image-rendering: pixelated; display: block } .scenes td { padding: .2rem; text-align: left }
+img { image-rendering: pixelated; display: block } .scenes td, .scenes th { padding: .2rem; text-align: left }
 .key span { display: inline-block; margin-right: .8rem; white-space: nowrap }
 .key i { display: inline-block; width: .8em; height: .8em; margin-right: .3em }
 """
@@ -110,7 +110,7 @@ head, from the names of the classes alone; then both heads together. A label has
 names, in a shade for each shape.</p>
 <table class="scenes"><tr><th>photo</th><th>SAM head</th><th>CLIP head</th><th>both heads</th>
 <th>truth</th><th>classes in it</th></tr>{pictures}</table>
-<h2>Weight interpolation does not rescue the baseline</h2>
+<h2>The baseline interpolated with SAM (Wise-FT)</h2>
 {table(wise_ft)}
 <h2>Size</h2>
 {table(parameters)}
