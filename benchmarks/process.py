@@ -11,7 +11,8 @@ import time
 def measured(command):
     """{"seconds", "peak_gb"} of a command, whose output is shown; it must succeed.
 
-    The peak is that of the largest process in it. Linux hands a process the peak of the one that starts it, so a small one stands between.
+    The peak is that of the largest process in it. Linux hands a process the peak of the one that
+    starts it, so a small one stands between.
     """
     command = [str(part) for part in command]
     with tempfile.NamedTemporaryFile() as figures:

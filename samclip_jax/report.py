@@ -35,7 +35,8 @@ table { border-collapse: collapse; margin: 1rem 0 }
 td, th { padding: .3rem .8rem; text-align: right }
 th { border-bottom: 2px solid #222; vertical-align: bottom } td:first-child, th:first-child {
 text-align: left } td { border-bottom: 1px solid #ddd }
-img { image-rendering: pixelated; display: block } .scenes td, .scenes th { padding: .2rem; text-align: left }
+img { image-rendering: pixelated; display: block }
+.scenes td, .scenes th { padding: .2rem; text-align: left }
 .key span { display: inline-block; margin-right: .8rem; white-space: nowrap }
 .key i { display: inline-block; width: .8em; height: .8em; margin-right: .3em }
 """
