@@ -72,11 +72,16 @@ def test_claims_hold_or_do_not(metric, change, lost):
         sam_teacher=dict(box_miou=0.88, box_miou_at_threshold=0.89),
         distill_only=forgot,
         samclip=model | dict(zero_shot_segmentation_miou=0.25, refined_segmentation_miou=0.29),
-        wise_ft=[dict(alpha=0.5, zero_shot_accuracy=0.9, box_miou=0.8)],
+        wise_ft=[
+            dict(alpha=0.0, zero_shot_accuracy=0.5, box_miou=0.88),
+            dict(alpha=1.0, zero_shot_accuracy=0.9, box_miou=0.7),
+        ],
     )
     assert all(claim["holds"] for claim in claims(report))
     report["samclip"][metric] += change
     failed = [claim["claim"] for claim in claims(report) if not claim["holds"]]
     assert failed and failed[0].startswith(lost)
-    report["wise_ft"].append(dict(alpha=0.2, zero_shot_accuracy=0.9, box_miou=0.87))
+    # neither of these two keeps both, one between them does
+    report["wise_ft"].insert(1, dict(alpha=0.2, zero_shot_accuracy=0.88, box_miou=0.88))
+    report["wise_ft"].insert(2, dict(alpha=0.3, zero_shot_accuracy=0.91, box_miou=0.86))
     assert not claims(report)[-1]["holds"]
