@@ -237,7 +237,7 @@ def train(values, workdir):
     """Runs the experiment `values`, a ConfigDict, in workdir; goes on with what has begun there.
 
     Returns the metrics of the last evaluation, {} without one. UserError for every mistake in the
-    config, and where a loss is not finite: the message names the step.
+    config, and where a loss or its gradient is not finite: the message names the step.
     """
     config = build(TrainConfig, values.to_dict(), "config")
     config = dataclasses.replace(config, dtype=jnp.dtype(config.dtype))

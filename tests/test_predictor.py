@@ -70,6 +70,12 @@ def test_load_reads_released_weights(tiny_clip, words, photograph, tmp_path):
     assert loaded.tokenizer(["red star"]).tolist() == tiny_clip.tokenizer(["red star"]).tolist()
 
 
+@pytest.mark.parametrize("dtype", ["bf16", "int32", 3])
+def test_a_dtype_that_models_do_not_compute_in_is_refused(dtype, tmp_path):
+    with pytest.raises(UserError, match="dtype must be float32 or bfloat16"):
+        sc.load(tmp_path, dtype)
+
+
 @pytest.mark.parametrize("path", ["absent", "."])
 def test_what_cannot_be_loaded_is_said_in_a_sentence(path, tmp_path):
     with pytest.raises(UserError, match=str(tmp_path)):

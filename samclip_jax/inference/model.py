@@ -32,7 +32,10 @@ def load(path, dtype=jnp.float32):
     as released by others or exported from here. dtype: of the activations, float32 or bfloat16;
     parameters stay float32. UserError if there is nothing that can be loaded.
     """
-    name = dtype if isinstance(dtype, str) else jnp.dtype(dtype).name
+    try:
+        name = jnp.dtype(dtype).name
+    except TypeError:
+        name = dtype
     one_of("dtype", name, DTYPES)
     config, params, tokenizer = _read(path)
     if tokenizer is not None:
