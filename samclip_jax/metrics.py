@@ -1,5 +1,6 @@
 """Where a run's numbers go: metrics.jsonl in its workdir and a line on the console."""
 
+import contextlib
 import json
 import math
 import time
@@ -59,3 +60,25 @@ class MetricWriter:
         if self._file:
             with os_errors(f"{self._path} was not written"):
                 self._file.close()
+
+
+class Timer:
+    """Seconds a step since it was last asked, and the part of them that was spent on data."""
+
+    def __init__(self):
+        self.steps, self.waited, self.began = 0, 0.0, time.monotonic()
+
+    @contextlib.contextmanager
+    def waiting(self):
+        began = time.monotonic()
+        yield
+        self.waited += time.monotonic() - began
+
+    def step(self):
+        self.steps += 1
+
+    def take(self):
+        seconds = time.monotonic() - self.began
+        taken = {"seconds_per_step": seconds / self.steps, "data_wait": self.waited / seconds}
+        self.__init__()
+        return taken

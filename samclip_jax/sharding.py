@@ -1,30 +1,59 @@
-"""Which device holds what: a mesh ("data", "fsdp"), one rule for state and one for batches.
+"""Which device holds what: a mesh ("data", "fsdp", "image"), one rule for state, one for batches.
 
-State is cut over "fsdp" and copied over "data"; batches are cut over both. XLA derives the rest.
+State is cut over "fsdp" and copied over the other axes. A batch is cut over all three; one of fewer
+images than devices over "data" and "fsdp", and then several devices share an image over "image":
+its rows of tokens, its windows, its prompts. XLA derives the rest.
 """
 
-import functools
+import contextlib
+import contextvars
+import math
 import re
+from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AxisType, NamedSharding
+from jax.experimental import mesh_utils
+from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from samclip_jax.errors import UserError
 
+AXES = ("data", "fsdp", "image")
 MINIMUM_SIZE = 2**16  # arrays below stay whole on every device: to cut them saves nothing
 OVERRIDES = [  # (regex of a name, the dimension to cut instead of the largest divisible one)
     (r"token_embed$", -1),  # tokens look up whole rows: no device owns words
 ]
 
 
-def make_mesh(fsdp=1):
-    """All devices of the job; `fsdp` of them share one copy of the state."""
-    count = jax.device_count()
-    if count % fsdp:
-        raise UserError(f"fsdp={fsdp} does not divide the {count} devices here")
-    return jax.make_mesh((count // fsdp, fsdp), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2)
+def make_mesh(fsdp=1, batches=(), devices=None):
+    """All devices of the job; `fsdp` of them share one copy of the state.
+
+    batches: the numbers of images in the batches to come. Where one of them does not divide over
+    the devices, "image" is as large as it takes. Several slices of a TPU are cut along "data",
+    whose sums are the only ones that pass between slices. UserError where fsdp does not divide.
+    """
+    devices = jax.devices() if devices is None else devices
+    together = math.gcd(len(devices), *batches)  # devices that have images of their own
+    if together % fsdp:
+        kept = "" if together == len(devices) else f", of which {together} have their own images"
+        raise UserError(f"fsdp={fsdp} does not divide the {len(devices)} devices here{kept}")
+    shape = (together // fsdp, fsdp, len(devices) // together)
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    if slices > 1:
+        if shape[0] % slices:
+            raise UserError(
+                f"{slices} slices need a data axis that they divide, it is {shape[0]}: raise the "
+                f"smallest batch, {min(batches, default=0)} images, or lower fsdp={fsdp}"
+            )
+        inner = (shape[0] // slices, *shape[1:])
+        grid = mesh_utils.create_hybrid_device_mesh(
+            inner, (slices, 1, 1), devices, allow_split_physical_axes=True
+        )
+    else:
+        grid = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+    return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
 def shardings(mesh, tree):
@@ -42,27 +71,6 @@ def shard(mesh, tree):
     return jax.device_put(tree, shardings(mesh, tree))
 
 
-def shard_batch(mesh, batch):
-    """Each process's numpy part [B / processes, ...] as global arrays [B, ...] cut along B.
-
-    On one host, a batch too small for every device is cut over the longer axis that
-    divides it and copied over the other. UserError where B fits neither.
-    """
-    images = len(jax.tree.leaves(batch)[0]) * jax.process_count()
-    choices = [("data", "fsdp")]
-    if jax.process_count() == 1:
-        choices += sorted([("data",), ("fsdp",)], key=lambda axes: -mesh.shape[axes[0]])
-    for axes in choices:
-        if images % np.prod([mesh.shape[axis] for axis in axes]) == 0:
-            cut = NamedSharding(mesh, P(axes))
-            place = functools.partial(jax.make_array_from_process_local_data, cut)
-            return jax.tree.map(place, batch)
-    raise UserError(
-        f"a batch of {images} images does not divide over {mesh.size} devices; "
-        f"use a batch_size that is a multiple of {mesh.size}"
-    )
-
-
 def _spec(name, shape, parts):
     """Cuts the largest dimension that `parts` divides, or none."""
     if parts == 1 or np.prod(shape) < MINIMUM_SIZE:
@@ -74,3 +82,147 @@ def _spec(name, shape, parts):
         return P()
     cut = max(fitting, key=lambda dim: shape[dim])
     return P(*(None,) * cut, "fsdp")
+
+
+# ---------------------------------------------------------------------------------------- batches
+
+
+class Cut(NamedTuple):
+    """The axes that a batch is cut over: between its images, and within each of them."""
+
+    mesh: Mesh
+    images: tuple
+    within: tuple
+
+    @classmethod
+    def of(cls, mesh, images):
+        """How a batch of so many images is cut. UserError where it does not divide."""
+        if images % mesh.size == 0:
+            return cls(mesh, AXES, ())
+        if images % (mesh.shape["data"] * mesh.shape["fsdp"]) == 0:
+            return cls(mesh, AXES[:2], AXES[2:])
+        raise UserError(
+            f"a batch of {images} images does not divide over {mesh.size} devices; "
+            f"use a batch_size that is a multiple of {mesh.size}"
+        )
+
+    @property
+    def shared(self):
+        """How many devices share an image."""
+        return math.prod(self.mesh.shape[axis] for axis in self.within)
+
+    def sharding(self, *spec):
+        return NamedSharding(self.mesh, P(*spec))
+
+    def ranges(self, images, addressable=False):
+        """{device: the images it has}, a range each."""
+        sharding = self.sharding(self.images)
+        found = sharding.devices_indices_map((images,))
+        keep = sharding.addressable_devices if addressable else found
+        return {device: range(images)[found[device][0]] for device in keep}
+
+
+def share(mesh, images):
+    """(index, count): this process makes the `index`-th of `count` equal parts of a batch.
+
+    Processes whose devices share images make the same part. UserError where they share unevenly.
+    """
+    needs = {}
+    for device, part in Cut.of(mesh, images).ranges(images).items():
+        needs.setdefault(device.process_index, set()).update(part)
+    parts = sorted({tuple(sorted(part)) for part in needs.values()})
+    if sum(map(len, parts)) != images or len({len(part) for part in parts}) != 1:
+        raise UserError(
+            f"a batch of {images} images does not divide over {len(needs)} hosts; use a batch_size "
+            f"that is a multiple of {len(needs)}"
+        )
+    return parts.index(tuple(sorted(needs[jax.process_index()]))), len(parts)
+
+
+def batch_shardings(mesh, images, batch):
+    """A NamedSharding for every leaf [images, ...]: photographs are cut within as well."""
+    cut = Cut.of(mesh, images)
+
+    def place(path, _):
+        photographs = jax.tree_util.keystr(path, simple=True) == "image"
+        return cut.sharding(cut.images, cut.within if photographs else ())
+
+    return jax.tree_util.tree_map_with_path(place, batch)
+
+
+def shard_batch(mesh, images, batch):
+    """A batch of so many images as global arrays [images, ...]; numpy, each process its `share`."""
+    ranges = Cut.of(mesh, images).ranges(images, addressable=True).values()
+    mine = sorted({image for part in ranges for image in part})
+
+    def place(there, local):
+        def piece(index):
+            part = range(images)[index[0]]
+            first = mine.index(part.start)
+            return local[(slice(first, first + len(part)), *index[1:])]
+
+        return jax.make_array_from_callback((images, *local.shape[1:]), there, piece)
+
+    return jax.tree.map(place, batch_shardings(mesh, images, batch), batch)
+
+
+# ------------------------------------------------------------------------------------ activations
+
+_CUT = contextvars.ContextVar("cut", default=None)
+
+
+@contextlib.contextmanager
+def activations(mesh, images):
+    """What is traced inside belongs to a batch of so many images: the models cut it as the batch.
+
+    Without this, and on one device, the functions below do nothing.
+    """
+    token = _CUT.set(Cut.of(mesh, images) if mesh.size > 1 else None)
+    try:
+        yield
+    finally:
+        _CUT.reset(token)
+
+
+def cut_rows(x):
+    """x [B, h, ...] cut along the images and, where devices share one, along its rows."""
+    return _constrain(x, lambda cut: (cut.images, cut.within if cut.shared > 1 else None))
+
+
+def cut_parts(x):
+    """x [B * parts, ...], windows or prompts: the devices that share an image share its parts."""
+    return _constrain(x, lambda cut: (cut.images + cut.within,))
+
+
+def fill_parts(x):
+    """x [B, parts, ...] with parts of zeros behind, as many as the devices can share evenly."""
+    cut = _CUT.get()
+    missing = -x.shape[1] % cut.shared if cut else 0
+    return jnp.pad(x, ((0, 0), (0, missing), *((0, 0),) * (x.ndim - 2))) if missing else x
+
+
+def on_each_device(attend, parts):
+    """attend(q, k, v, bias or None) -> like q, by every device on what it has.
+
+    parts: they are [B * parts, ...], each for itself; otherwise [B, tokens, ...], and every row of
+    queries meets all the keys of its image.
+    """
+    cut = _CUT.get()
+    if cut is None:
+        return attend
+    queries = P(cut.images + cut.within) if parts else P(cut.images, cut.within)
+    keys = queries if parts else P(cut.images)
+
+    def on_all(q, k, v, bias):
+        specs = queries, keys, keys, None if bias is None else queries
+        each = jax.shard_map(
+            attend, mesh=cut.mesh, in_specs=specs, out_specs=queries, check_vma=False
+        )
+        return each(q, k, v, bias)
+
+    return on_all
+
+
+def _constrain(x, spec):
+    cut = _CUT.get()
+    return x if cut is None else jax.lax.with_sharding_constraint(x, cut.sharding(*spec(cut)))

@@ -6,11 +6,9 @@ the gradient of one term after the other and makes one update from their weighte
 """
 
 import collections
-import contextlib
 import dataclasses
 import functools
 import json
-import time
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +23,7 @@ from samclip_jax.data import pipeline, sources
 from samclip_jax.errors import UserError, os_errors
 from samclip_jax.inference.model import Model
 from samclip_jax.losses import cosine_distance, mask_distillation
-from samclip_jax.metrics import MetricWriter
+from samclip_jax.metrics import MetricWriter, Timer
 from samclip_jax.models.config import ClipHeadConfig, kind_of
 from samclip_jax.models.samclip import combine
 from samclip_jax.tokenizer import Tokenizer
@@ -72,9 +70,16 @@ def load_teachers(config, mesh):
                 f"set --config.teachers.{term.teacher} to a converted {kind} checkpoint"
             )
         kinds = TEACHER_KINDS[term.loss]
-        model_config, params[term.teacher], _ = checkpoint.load_model(path, kinds, place)
+        model_config, loaded, _ = checkpoint.load_model(path, kinds, place)
+        params[term.teacher] = at_rest(loaded, config.dtype)
         graphs[term.teacher] = models.split(models.abstract(model_config))[0]
     return params, graphs
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def at_rest(params, dtype):
+    """A teacher's parameters with its matrices in the dtype that they are multiplied in."""
+    return {k: x.astype(dtype) if k.endswith("/kernel") else x for k, x in params.items()}
 
 
 def load_student(config, workdir, mesh):
@@ -106,8 +111,8 @@ def begin(config, workdir):
     checkpoint.save_model(workdir, model_config, jax.device_get(params), tokenizer, source)
 
 
-def require_fit(config, opened, model_config, params, teachers):
-    """UserError unless the student can learn from these teachers and take these streams."""
+def require_fit(config, params, teachers):
+    """UserError unless the student can learn from these teachers."""
     for name, term in config.terms.items():
         if term.loss == "clip" and not same_texts(params, teachers[term.teacher]):
             raise UserError(
@@ -115,10 +120,6 @@ def require_fit(config, opened, model_config, params, teachers):
                 "whose images would be learnt for other texts; give the CLIP that the first stage "
                 "had, or start from a plain SAM"
             )
-    patch = model_config.sam.encoder.patch
-    for name, (_, stream, _) in opened.items():
-        if uneven := [size for size in stream.resolutions if size % patch]:
-            raise UserError(f"streams.{name}: {uneven[0]} px is no multiple of a patch, {patch} px")
 
 
 def same_texts(student, teacher):
@@ -130,11 +131,29 @@ def same_texts(student, teacher):
     return bool(equal(*towers))
 
 
+def require_cuts(config, streams, patch, mesh):
+    """UserError unless every image divides into patches, and over the devices that share it."""
+    sizes = batch_sizes(streams)
+    for term in config.terms.values():
+        for resolution, images in sizes[term.stream].items():
+            where = f"streams.{term.stream}: {resolution} px"
+            if resolution % patch:
+                raise UserError(f"{where} is no multiple of a patch, {patch} px")
+            shared = sharding.Cut.of(mesh, images // term.micro_batches).shared
+            prompts = config.streams[term.stream].get("prompts", {}).get("per_image", shared)
+            if resolution // patch % shared or prompts % shared:
+                raise UserError(
+                    f"{where}: {shared} devices cannot share an image of {resolution // patch} "
+                    f"rows of patches and {prompts} prompts evenly; use a larger batch_size, a "
+                    "multiple of the devices if you can"
+                )
+
+
 # ------------------------------------------------------------------------------------------ step
 
 
-def make_step(config, student_graph, teacher_graphs, optimizer):
-    """The jitted step: (state, frozen, teachers, batches) -> (state, metrics).
+def make_step(config, student_graph, teacher_graphs, optimizer, mesh):
+    """The jitted step: (state, frozen, teachers, batches) -> (state, metrics); call it under mesh.
 
     state: {"step", "bad_step": int32; "positions": {stream: int32}; "params": the trainable ones,
     float32; "opt_state"}, donated. frozen: the student's other parameters. teachers: {name:
@@ -149,7 +168,8 @@ def make_step(config, student_graph, teacher_graphs, optimizer):
             return term.weight * value, {"loss": value, **parts}
 
         def micro_step(batch):
-            (_, metrics), grads = jax.value_and_grad(loss, has_aux=True)(params, batch)
+            with sharding.activations(mesh, len(batch["image"])):
+                (_, metrics), grads = jax.value_and_grad(loss, has_aux=True)(params, batch)
             return grads, metrics
 
         return mean_over_micro_batches(micro_step, batch, term.micro_batches)
@@ -176,7 +196,7 @@ def make_step(config, student_graph, teacher_graphs, optimizer):
             "params": optax.apply_updates(params, updates),
             "opt_state": opt_state,
         }
-        return state, metrics
+        return jax.lax.with_sharding_constraint(state, sharding.shardings(mesh, state)), metrics
 
     return jax.jit(step, donate_argnums=0)
 
@@ -204,8 +224,8 @@ def mean_over_micro_batches(function, batch, count):
 # ------------------------------------------------------------------------------------------ data
 
 
-def open_streams(config):
-    """{name: (sources, stream config, workers)} of the streams that the terms name."""
+def read_streams(config):
+    """{name: (options of its sources, stream config, workers)} of the streams in the terms."""
     opened = {}
     for name in dict.fromkeys(term.stream for term in config.terms.values()):
         if name not in config.streams:
@@ -215,22 +235,46 @@ def open_streams(config):
         if kind not in STREAMS:
             known = ", ".join(STREAMS)
             raise UserError(f"streams.{name}.kind must be one of {known}, got {kind!r}")
-        made = [sources.make_source(**source) for source in parts.values()]
-        opened[name] = made, build(STREAMS[kind], options, f"streams.{name}"), workers
+        opened[name] = parts, build(STREAMS[kind], options, f"streams.{name}"), workers
     return opened
 
 
-def start_streams(opened, seed, positions):
+def batch_sizes(streams):
+    """Images in every kind of batch: {stream: {resolution: images}}."""
+    return {name: pipeline.Schedule(stream, 0).sizes for name, (_, stream, _) in streams.items()}
+
+
+def start_streams(opened, seed, positions, mesh):
     """{name: endless iterator of this process's batches}, each from its position on."""
+    share = functools.partial(sharding.share, mesh)
     return {
-        name: pipeline.stream(
-            made, stream, seed, positions[name], jax.process_index(), jax.process_count(), workers
-        )
+        name: pipeline.stream(made, stream, seed, positions[name], share, workers)
         for name, (made, stream, workers) in opened.items()
     }
 
 
 # ------------------------------------------------------------------------------------------ loop
+
+
+def read_config(values):
+    """A ConfigDict -> TrainConfig; UserError for what is wrong in it by itself."""
+    config = build(TrainConfig, values.to_dict(), "config")
+    for name, term in config.terms.items():
+        if term.loss not in TERMS:
+            known = ", ".join(TERMS)
+            raise UserError(f"terms.{name}.loss must be one of {known}, got {term.loss!r}")
+    return dataclasses.replace(config, dtype=jnp.dtype(config.dtype))
+
+
+def lay_out(config, streams, devices=None):
+    """The mesh on which every batch of the streams, and its micro-batches, can be cut."""
+    sizes = batch_sizes(streams)
+    batches = [
+        images // term.micro_batches
+        for term in config.terms.values()
+        for images in sizes[term.stream].values()
+    ]
+    return sharding.make_mesh(config.fsdp, batches, devices)
 
 
 def train(values, workdir):
@@ -239,18 +283,17 @@ def train(values, workdir):
     Returns the metrics of the last evaluation, {} without one. UserError for every mistake in the
     config, and where a loss or its gradient is not finite: the message names the step.
     """
-    config = build(TrainConfig, values.to_dict(), "config")
-    config = dataclasses.replace(config, dtype=jnp.dtype(config.dtype))
-    workdir = epath.Path(workdir)
-    for name, term in config.terms.items():
-        if term.loss not in TERMS:
-            known = ", ".join(TERMS)
-            raise UserError(f"terms.{name}.loss must be one of {known}, got {term.loss!r}")
-    mesh = sharding.make_mesh(config.fsdp)
-    opened = open_streams(config)
+    config, workdir = read_config(values), epath.Path(workdir)
+    opened = read_streams(config)
+    mesh = lay_out(config, opened)
+    opened = {
+        name: ([sources.make_source(**source) for source in parts.values()], *rest)
+        for name, (parts, *rest) in opened.items()
+    }
     teachers, graphs = load_teachers(config, mesh)
     model_config, params, tokenizer = load_student(config, workdir, mesh)
-    require_fit(config, opened, model_config, params, teachers)
+    require_cuts(config, opened, model_config.sam.encoder.patch, mesh)
+    require_fit(config, params, teachers)
 
     trainable, frozen, factors = optim.partition(params, config.lr_factors)
     optimizer, schedule = optim.adamw(config.optimizer, factors), optim.schedule(config.optimizer)
@@ -272,8 +315,8 @@ def train(values, workdir):
         print(f"{workdir} goes on after step {first} of {config.steps}", flush=True)
     tokenizer = Tokenizer(tokenizer, model_config.text.context_length)
     student = Model(model_config, {}, tokenizer, config.dtype)
-    step_function = make_step(config, student.graph, graphs, optimizer)
-    streams = start_streams(opened, config.seed, jax.device_get(state["positions"]))
+    step_function = make_step(config, student.graph, graphs, optimizer, mesh)
+    streams = start_streams(opened, config.seed, jax.device_get(state["positions"]), mesh)
     writer, timer, rejected = MetricWriter(workdir), Timer(), collections.Counter()
     evaluated = {}
     try:
@@ -283,8 +326,12 @@ def train(values, workdir):
                 batches = {name: next(stream) for name, stream in streams.items()}
             for name, batch in batches.items():
                 rejected.update({f"{name}/{r}": n for r, n in counted(batch.pop("rejected"))})
-            batches = {name: sharding.shard_batch(mesh, b) for name, b in batches.items()}
-            state, metrics = step_function(state, frozen, teachers, batches)
+            batches = {
+                name: sharding.shard_batch(mesh, batch.pop("images"), batch)
+                for name, batch in batches.items()
+            }
+            with jax.set_mesh(mesh):
+                state, metrics = step_function(state, frozen, teachers, batches)
             timer.step()
             if step % config.log_every == 0 or step == first + 1 or last:
                 require_finite(state)
@@ -319,28 +366,6 @@ def evaluate(config, model):
         for name, options in config.evals.items()
         for metric, value in evals.evaluate(model, **options).items()
     }
-
-
-class Timer:
-    """Seconds a step since it was last asked, and the part of them that was spent on data."""
-
-    def __init__(self):
-        self.steps, self.waited, self.began = 0, 0.0, time.monotonic()
-
-    @contextlib.contextmanager
-    def waiting(self):
-        began = time.monotonic()
-        yield
-        self.waited += time.monotonic() - began
-
-    def step(self):
-        self.steps += 1
-
-    def take(self):
-        seconds = time.monotonic() - self.began
-        taken = {"seconds_per_step": seconds / self.steps, "data_wait": self.waited / seconds}
-        self.__init__()
-        return taken
 
 
 def abstract(array):

@@ -116,11 +116,13 @@ def test_resume_is_exact_on_any_number_of_processes(config):
     whole = take(6, source, config)
     for start in (1, 4):
         assert all(map(same, take(6 - start, source, config, start=start), whole[start:]))
-    parts = [take(4, source, config, start=2, process_index=i, process_count=2) for i in (0, 1)]
+    shares = [lambda images, i=i: (i, 2) for i in (0, 1)]
+    parts = [take(4, source, config, start=2, share=share) for share in shares]
     for batch, left, right in zip(whole[2:], *parts, strict=True):
-        joined = {name: np.concatenate([left[name], right[name]]) for name in batch}
+        joined = {name: np.concatenate([left[name], right[name]]) for name in config.shapes(1)}
         joined["key"] = left["key"] + right["key"]
         joined["rejected"] = left["rejected"] + right["rejected"]
+        joined["images"] = batch["images"]
         assert same(batch, joined)
 
 
@@ -173,19 +175,16 @@ def test_the_sam_stream_has_padded_photographs_with_prompts(tmp_path):
 
 def test_only_arrays_go_to_the_device():
     batch = next(stream(Numbers(4), CLIP, seed=0))
-    assert set(batch) == {"image", "rejected"}
+    assert set(batch) == {"image", "images", "rejected"}
 
 
-@pytest.mark.parametrize(
-    "config, count, says",
-    [
-        (CLIP, 4, "2 images at 32 px .* 4 processes; change batch_size, or batch_multiple .* to 4"),
-        (SAM, 3, "4 images at 48 px"),
-    ],
-)
-def test_a_batch_that_cannot_be_shared_says_what_to_change(config, count, says):
-    with pytest.raises(UserError, match=says):
-        stream(Numbers(4), config, seed=0, process_count=count)
+@pytest.mark.parametrize("config", [CLIP, SAM])
+def test_examples_have_the_shapes_that_the_stream_tells(config):
+    source = make_source("shape_scenes", split="train", size=30, image_size=32)
+    for batch in take(3, source, config):
+        expected = config.shapes(batch["image"].shape[1])
+        for name, (shape, dtype) in expected.items():
+            assert batch[name].shape == (batch["images"], *shape) and batch[name].dtype == dtype
 
 
 def test_batch_multiple_makes_every_batch_divisible():

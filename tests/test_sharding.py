@@ -17,7 +17,7 @@ from samclip_jax.errors import UserError
 
 assert jax.device_count() == 8
 mesh = sharding.make_mesh(fsdp=4)
-assert dict(mesh.shape) == {"data": 2, "fsdp": 4}, mesh
+assert dict(mesh.shape) == {"data": 2, "fsdp": 4, "image": 1}, mesh
 assert all(kind == jax.sharding.AxisType.Auto for kind in mesh.axis_types)
 
 tree = {
@@ -44,10 +44,12 @@ kernel = placed["blocks/qkv/kernel"]
 assert {s.data.shape for s in kernel.addressable_shards} == {(4, 128, 96)}
 assert placed["count"].is_fully_replicated and len(placed["count"].sharding.device_set) == 8
 
-for images, part in (16, 2), (2, 1), (4, 1):
+shared = sharding.make_mesh(fsdp=2, batches=(16, 4))
+assert dict(shared.shape) == {"data": 2, "fsdp": 2, "image": 2}, shared
+for images, part in (16, (2, 6)), (4, (1, 3)):
     batch = {"image": np.arange(images * 6, dtype=np.uint8).reshape(images, 6)}
-    cut = sharding.shard_batch(mesh, batch)["image"]
-    assert len(cut.addressable_shards[0].data) == part, (images, cut.sharding)
+    cut = sharding.shard_batch(shared, images, batch)["image"]
+    assert cut.addressable_shards[0].data.shape == part, (images, cut.sharding)
     np.testing.assert_array_equal(cut, batch["image"])
 
 def loss(params, batch):
@@ -56,12 +58,16 @@ def loss(params, batch):
 params = {"w": np.random.default_rng(0).normal(size=(512, 256)).astype(np.float32)}
 batch = {"x": np.random.default_rng(1).normal(size=(16, 512)).astype(np.float32)}
 single = jax.grad(loss)(params, batch["x"])["w"]
-cut = sharding.shard_batch(mesh, batch)["x"]
+cut = sharding.shard_batch(mesh, 16, batch)["x"]
 several = jax.jit(jax.grad(loss))(sharding.shard(mesh, params), cut)
 np.testing.assert_allclose(several["w"], single, rtol=0, atol=1e-6 * np.abs(single).max())
 
 uneven = {"x": np.ones((3, 2))}
-for bad in (lambda: sharding.make_mesh(3), lambda: sharding.shard_batch(mesh, uneven)):
+for bad in (
+    lambda: sharding.make_mesh(3),
+    lambda: sharding.make_mesh(4, batches=(16, 2)),
+    lambda: sharding.shard_batch(mesh, 3, uneven),
+):
     try:
         bad()
     except UserError as error:
@@ -74,6 +80,7 @@ def test_state_and_batches_are_cut_over_eight_devices_and_keep_their_values(run_
     assert code == 0, err
     assert out.splitlines() == [
         "fsdp=3 does not divide the 8 devices here",
+        "fsdp=4 does not divide the 8 devices here, of which 2 have their own images",
         "a batch of 3 images does not divide over 8 devices; "
         "use a batch_size that is a multiple of 8",
     ]
@@ -84,7 +91,7 @@ def test_one_device_holds_everything_whole():
     tree = {"w": np.ones((512, 512), np.float32), "step": np.int32(3)}
     placed = sharding.shard(mesh, tree)
     assert all(leaf.is_fully_replicated for leaf in jax.tree.leaves(placed))
-    batch = sharding.shard_batch(mesh, {"image": np.ones((3, 4), np.uint8)})
+    batch = sharding.shard_batch(mesh, 3, {"image": np.ones((3, 4), np.uint8)})
     assert batch["image"].shape == (3, 4) and batch["image"].dtype == np.uint8
 
 
@@ -100,3 +107,52 @@ def test_optimizer_state_lies_as_its_parameters():
 def test_fsdp_must_divide_the_devices():
     with pytest.raises(UserError, match="fsdp=2 does not divide the 1 devices"):
         sharding.make_mesh(2)
+
+
+SHARED_IMAGES = """
+import json, sys
+import jax, numpy as np
+import jax.numpy as jnp
+from samclip_jax import models, sharding
+from samclip_jax.models.config import ImageEncoderConfig, MaskDecoderConfig, SamConfig
+
+encoder = ImageEncoderConfig(
+    width=32, depth=4, heads=2, groups=2, patch=4, image_size=64, window=6, mlp_width=32,
+    out_channels=16,
+)
+graph, params = models.split(models.init(SamConfig(encoder, MaskDecoderConfig(mlp_width=16))))
+rng = np.random.default_rng(0)
+params = {k: jnp.float32(x + 0.1 * rng.standard_normal(x.shape)) for k, x in params.items()}
+batch = {
+    "image": rng.integers(0, 256, (2, 64, 64, 3), np.uint8),
+    "size": np.int32([[64, 48], [40, 64]]),
+    "points": np.float32(rng.uniform(0, 40, (2, 4, 2, 2))),
+    "labels": np.int32(rng.integers(0, 2, (2, 4, 2))),
+}
+
+def loss(params, batch):
+    with sharding.activations(mesh, 2):
+        model = models.merge(graph, params)
+        encoded = model.encode(batch["image"], batch["size"], remat=True).embedding
+        masks = model.predict_masks(encoded, batch["points"], batch["labels"])
+        return jnp.square(masks.low_res_masks).mean() + masks.iou.mean()
+
+mesh = sharding.make_mesh(batches=(2,), devices=jax.devices()[:1])
+alone, wanted = jax.jit(jax.value_and_grad(loss))(params, batch)
+mesh = sharding.make_mesh(batches=(2,))
+assert dict(mesh.shape) == {"data": 2, "fsdp": 1, "image": 4}, mesh
+cut = sharding.shard_batch(mesh, 2, batch)
+assert cut["image"].addressable_shards[0].data.shape == (1, 16, 64, 3)
+together, found = jax.jit(jax.value_and_grad(loss))(sharding.shard(mesh, params), cut)
+np.testing.assert_allclose(together, alone, rtol=1e-5)
+floor = 1e-3 * max(np.abs(leaf).max() for leaf in wanted.values())  # a key's bias has none
+for name, leaf in wanted.items():
+    scale = floor + np.abs(leaf).max()
+    np.testing.assert_allclose(found[name] / scale, leaf / scale, atol=1e-4, err_msg=name)
+"""
+
+
+def test_devices_that_share_images_compute_what_one_does(run_python):
+    """Two images over eight devices: each has 4 rows of tokens, 3 of 9 windows, 1 prompt."""
+    code, _, err = run_python(SHARED_IMAGES, devices=8)
+    assert code == 0, err

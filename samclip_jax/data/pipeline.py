@@ -38,6 +38,10 @@ class ClipStream:
     crop_scale: tuple[float, float] = (0.9, 1.0)  # CVNets' CLIP recipe
     flip: float = 0.5
 
+    def shapes(self, resolution):
+        """{name: (shape, dtype)} of an example."""
+        return {"image": ((resolution, resolution, 3), np.uint8)}
+
     def example(self, record, resolution, rng):
         """{"image": uint8 [R, R, 3]}"""
         image = transforms.random_resized_crop(record["image"], resolution, rng, self.crop_scale)
@@ -62,8 +66,18 @@ class SamStream:
     def base_resolution(self):
         return self.image_size
 
+    def shapes(self, resolution):
+        """{name: (shape, dtype)} of an example."""
+        prompts = self.prompts.per_image, self.prompts.slots
+        return {
+            "image": ((resolution, resolution, 3), np.uint8),
+            "size": ((2,), np.int32),
+            "points": ((*prompts, 2), np.float32),
+            "labels": (prompts, np.int32),
+        }
+
     def example(self, record, resolution, rng):
-        """{"image": uint8 [S, S, 3], "size": int32 [2], "points": [P, N, 2], "labels": [P, N]}"""
+        """An example of these shapes; "size" is the photograph's within the padded image."""
         if "annotations" not in record:
             raise BadRecord("no_annotation", "the source has images only")
         image = transforms.resize_longest(record["image"], resolution)
@@ -101,27 +115,28 @@ class Schedule:
         return int(order[place]), sizes[place], turn * sum(sizes) + sum(sizes[:place])
 
 
-def stream(sources, config, seed, start=0, process_index=0, process_count=1, workers=0, keys=False):
+def whole(images):
+    """A `share` of one process alone."""
+    return 0, 1
+
+
+def stream(sources, config, seed, start=0, share=whole, workers=0, keys=False):
     """An endless iterator of this process's part of the batches of `config`, from batch `start` on.
 
-    A batch is a dict of numpy arrays, stacked examples of config.example, and "rejected", int32
-    [len(REASONS)]: how many records this process replaced while making it, by reason; with `keys`
-    also "key", a list of str. `workers` processes make batches ahead; 0 uses a thread of this one.
-    `close()` ends them. UserError: a batch that the processes cannot share evenly, and, from the
-    iterator, sources in which nothing can be used.
+    share: images of a batch -> (index, count), this process makes the index-th of count equal parts
+    (sharding.share). A part is a dict of numpy arrays, stacked examples of config.example;
+    "images", how many the whole batch has; and "rejected", int32 [len(REASONS)]: how many records
+    this process replaced while making it, by reason; with `keys` also "key", a list of str.
+    `workers` processes make batches ahead; 0 uses a thread of this one. `close()` ends them.
+    UserError: a batch that cannot be shared evenly, and, from the iterator, sources in which
+    nothing can be used.
     """
     sources = list(sources) if isinstance(sources, (list, tuple)) else [sources]
     if not sources or not config.resolutions:
         raise UserError("a stream needs at least one source and one resolution.")
     schedule = Schedule(config, seed)
-    for resolution, size in schedule.sizes.items():
-        if size % process_count:
-            raise UserError(
-                f"a batch of {size} images at {resolution} px cannot be shared by {process_count} "
-                f"processes; change batch_size, or batch_multiple of a CLIP stream to "
-                f"{process_count}."
-            )
-    local = LocalBatch(sources, config, seed, schedule, process_index, process_count, keys)
+    shares = {size: share(size) for size in schedule.sizes.values()}
+    local = LocalBatch(sources, config, seed, schedule, shares, keys)
     batches = grain.MapDataset.range(int(start), sys.maxsize).map(local)
     if not workers:
         return iter(batches.to_iter_dataset(grain.ReadOptions(1, prefetch_buffer_size=1)))
@@ -135,9 +150,9 @@ def stream(sources, config, seed, start=0, process_index=0, process_count=1, wor
 class LocalBatch:
     """Batch number -> this process's part of it."""
 
-    def __init__(self, sources, config, seed, schedule, process_index, process_count, keys):
+    def __init__(self, sources, config, seed, schedule, shares, keys):
         self.sources, self.config, self.seed, self.schedule = sources, config, seed, schedule
-        self.process_index, self.process_count, self.keys = process_index, process_count, keys
+        self.shares, self.keys = shares, keys
         records = [
             grain.MapDataset.range(len(source)).map(lambda index, number=number: (number, index))
             for number, source in enumerate(sources)
@@ -145,14 +160,16 @@ class LocalBatch:
         self.order = grain.MapDataset.concatenate(records).shuffle(seed).repeat()
 
     def __call__(self, batch):
-        resolution, size, first = self.schedule(batch)
-        size //= self.process_count
-        first += self.process_index * size
+        resolution, images, first = self.schedule(batch)
+        index, count = self.shares[images]
+        size = images // count
+        first += index * size
         rejected = np.zeros(len(REASONS), np.int32)
         made = [self.example(e, resolution, rejected) for e in range(first, first + size)]
         keys, examples = zip(*made, strict=True)
         arrays = {name: np.stack([each[name] for each in examples]) for name in examples[0]}
-        return {**arrays, "rejected": rejected, **({"key": list(keys)} if self.keys else {})}
+        told = {"images": images, "rejected": rejected} | ({"key": list(keys)} if self.keys else {})
+        return arrays | told
 
     def example(self, e, resolution, rejected):
         """Key and arrays of example e. A record that cannot be used is counted, and replaced by
