@@ -1,4 +1,4 @@
-"""Attention: the folded relative position and the chunks are exact."""
+"""Attention: the folded relative position, the chunks and the TPU kernel are exact."""
 
 import functools
 
@@ -6,9 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental.pallas import tpu as pltpu
 from parity import BFLOAT16, MODULE, assert_close
 
 from samclip_jax.ops import attention as ops
+from samclip_jax.ops import attention_tpu
 
 
 def draw(seed, *shapes):
@@ -33,25 +35,93 @@ def grids(seed, h, w, batch=2, heads=2, width=8):
     return draw(seed, *[(batch, h * w, heads, width)] * 3, (2 * h - 1, width), (2 * w - 1, width))
 
 
-def test_folded_relative_position_is_the_explicit_bias():
-    """Outputs and every gradient, h and w told apart."""
-    grid = (5, 3)
-    arrays = grids(0, *grid)
-    expected = with_explicit_bias(*arrays, grid)
-    assert_close(ops.rel_pos_attention(*arrays, grid), expected, MODULE)
+def gradients(attention, arrays, grid):
+    """Of the squared output, to q, k, v and both tables."""
 
-    def gradients(attention):
-        def loss(*arrays):
-            return jnp.square(attention(*arrays, grid)).sum()
+    def loss(*arrays):
+        return jnp.square(attention(*arrays, grid).astype(jnp.float32)).sum()
 
-        return jax.jit(jax.grad(loss, range(5)))(*arrays)
+    return jax.jit(jax.grad(loss, range(5)))(*arrays)
 
-    folded, explicit = gradients(ops.rel_pos_attention), gradients(with_explicit_bias)
-    for ours, reference in zip(folded, explicit, strict=True):
+
+def assert_exact(arrays, grid):
+    """Output and every gradient of rel_pos_attention are those of the explicit bias."""
+    output = jax.jit(lambda *arrays: ops.rel_pos_attention(*arrays, grid))(*arrays)
+    assert_close(output, with_explicit_bias(*arrays, grid), MODULE)
+    fused = gradients(ops.rel_pos_attention, arrays, grid)
+    for ours, reference in zip(fused, gradients(with_explicit_bias, arrays, grid), strict=True):
         assert_close(ours, reference, MODULE)
 
 
-def test_folded_relative_position_in_bfloat16():
+@pytest.mark.parametrize("grid", [(5, 3), (12, 13)])
+def test_relative_position_is_the_explicit_bias(grid):
+    """h and w told apart; 15 tokens are too few for the fused form, 156 are not."""
+    assert_exact(grids(0, *grid), grid)
+
+
+@pytest.fixture
+def kernel(monkeypatch):
+    """As on a TPU, in interpret mode, where what nobody wrote is NaN."""
+
+    def on_tpu(*args, tpu, default):
+        return tpu(*args)
+
+    monkeypatch.setattr(jax.lax, "platform_dependent", on_tpu)
+    with pltpu.force_tpu_interpret_mode(pltpu.InterpretParams(uninitialized_memory="nan")):
+        yield
+
+
+@pytest.mark.parametrize(
+    "grid, heads, width, batch",
+    [
+        ((14, 14), 2, 64, 3),  # windows of SAM, two heads in a block of channels
+        ((28, 28), 2, 64, 1),
+        ((9, 17), 4, 32, 2),  # not square; four heads in a block
+        ((12, 12), 3, 64, 1),  # heads that do not fill blocks
+        ((12, 12), 2, 80, 1),  # ViT-H's heads, filled up with zeros
+        ((70, 3), 2, 64, 1),  # more relative positions than 64
+    ],
+)
+def test_the_kernel_is_the_explicit_bias(kernel, grid, heads, width, batch):
+    assert_exact(grids(0, *grid, batch, heads, width), grid)
+
+
+def test_blocks_of_queries_change_nothing(kernel, monkeypatch):
+    """169 queries in blocks of 48: the last block reaches beyond them."""
+    monkeypatch.setattr(attention_tpu, "SCORES", 48 * 169)
+    assert_exact(grids(0, 13, 13, 1, 2, 64), (13, 13))
+
+
+def test_the_kernel_in_bfloat16(kernel):
+    """With relative positions that weigh as much as the scores."""
+    grid = (14, 14)
+    q, k, v, *tables = grids(0, *grid, 1, 2, 64)
+    arrays = [q, k, v, *(table / 8 for table in tables)]
+    halved = [x.astype(jnp.bfloat16) for x in arrays]
+    output = ops.rel_pos_attention(*halved, grid)
+    assert output.dtype == jnp.bfloat16
+    assert_close(output, with_explicit_bias(*arrays, grid), BFLOAT16)
+    exact = gradients(with_explicit_bias, arrays, grid)
+    for ours, reference in zip(gradients(ops.rel_pos_attention, halved, grid), exact, strict=True):
+        assert_close(ours, reference, BFLOAT16)
+
+
+def test_the_kernel_without_relative_position_and_with_few_queries(kernel):
+    """128 of the queries against all keys, as where devices share an image."""
+    q, k, v, direction = draw(0, (2, 128, 2, 64), *[(2, 257, 2, 64)] * 2, (2, 128, 2, 64))
+
+    def plain(q, k, v):
+        weights = jax.nn.softmax(jnp.einsum("bnhd,bmhd->bhnm", q, k) * 0.1, -1)
+        return jnp.einsum("bhnm,bmhd->bnhd", weights, v)
+
+    output, pull = jax.vjp(lambda *arrays: ops.attention(*arrays, scale=0.1), q, k, v)
+    expected, expected_pull = jax.vjp(plain, q, k, v)
+    assert_close(output, expected, MODULE)
+    for ours, reference in zip(pull(direction), expected_pull(direction), strict=True):
+        assert_close(ours, reference, MODULE)
+
+
+def test_relative_position_in_bfloat16():
     grid = (5, 3)
     arrays = grids(0, *grid)
     expected = with_explicit_bias(*arrays, grid)
@@ -64,7 +134,7 @@ def test_folded_relative_position_in_bfloat16():
 @pytest.mark.parametrize("tokens", [512, 700])
 def test_chunks_change_nothing(monkeypatch, tokens):
     """Outputs and gradients, also where the chunks do not divide the tokens (700 = 2.7 x 256)."""
-    q, k, v = draw(0, (2, tokens, 2, 8), (2, tokens, 2, 8), (2, tokens, 2, 4))
+    q, k, v = draw(0, *[(2, tokens, 2, 8)] * 3)
 
     def run():
         def loss(*arrays):

@@ -6,7 +6,17 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from samclip_jax.models.layers import LayerNorm, Linear, Mlp, PatchConv, normal, scan, stack
+from samclip_jax import sharding
+from samclip_jax.models.layers import (
+    LayerNorm,
+    Linear,
+    Mlp,
+    PatchConv,
+    checkpoint,
+    normal,
+    scan,
+    stack,
+)
 from samclip_jax.ops.attention import rel_pos_attention
 from samclip_jax.ops.resize import resize_grid
 
@@ -20,7 +30,8 @@ class ViTDetBlock(nnx.Module):
     """Pre-norm block, attention in windows or (window 0) over the whole grid.
 
     `table_size`: rows and columns that the relative-position tables are made for.
-    Windows are padded with zeros after norm1; the padding takes part, un-masked, as in SAM.
+    Windows are padded with zeros after norm1; the padding takes part, un-masked, as in SAM. Made
+    after the linear layers, which then see no padding.
     """
 
     def __init__(self, width, heads, mlp_width, window, table_size, rngs):
@@ -34,20 +45,23 @@ class ViTDetBlock(nnx.Module):
         self.mlp = Mlp((width, mlp_width, width), "gelu", rngs)
 
     def __call__(self, x):  # [B, h, w, width]
-        y = self.norm1(x)
-        if self.window:
-            y = from_windows(self.attend(to_windows(y, self.window)), x.shape)
-        else:
-            y = self.attend(y)
-        x = x + y
-        return x + self.mlp(self.norm2(x))
+        x = x + self.attend(self.norm1(x))
+        return sharding.cut_rows(x + self.mlp(self.norm2(x)))
 
     def attend(self, x):  # [B, h, w, width]
-        b, h, w, width = x.shape
-        qkv = self.qkv(x).reshape(b, h * w, 3, self.heads, width // self.heads)
-        q, k, v = (qkv[:, :, i] for i in range(3))
-        out = rel_pos_attention(q, k, v, self.rel_pos_h[...], self.rel_pos_w[...], (h, w))
-        return self.proj(out.reshape(x.shape))
+        qkv = self.qkv.product(x)
+        if self.window:
+            qkv = to_windows(qkv, self.window)
+        qkv = qkv + self.qkv.bias.astype(x.dtype)  # of windows' padding too: zeros went through qkv
+        b, h, w, _ = qkv.shape
+        q, k, v = (x.reshape(b, h * w, self.heads, -1) for x in jnp.split(qkv, 3, -1))
+        out = rel_pos_attention(
+            q, k, v, self.rel_pos_h[...], self.rel_pos_w[...], (h, w), windows=self.window > 0
+        )
+        out = out.reshape(b, h, w, -1)
+        if self.window:
+            out = from_windows(out, x.shape)
+        return self.proj(out)
 
 
 def to_windows(x, window):  # [B, h, w, C] -> [B * windows, window, window, C]
@@ -55,13 +69,15 @@ def to_windows(x, window):  # [B, h, w, C] -> [B * windows, window, window, C]
     rows, columns = -(-h // window), -(-w // window)
     x = jnp.pad(x, ((0, 0), (0, rows * window - h), (0, columns * window - w), (0, 0)))
     x = x.reshape(b, rows, window, columns, window, c).swapaxes(2, 3)
-    return x.reshape(b * rows * columns, window, window, c)
+    x = sharding.fill_parts(x.reshape(b, rows * columns, window, window, c))
+    return sharding.cut_parts(x.reshape(-1, window, window, c))
 
 
 def from_windows(x, shape):  # [B * windows, window, window, C] -> shape = [B, h, w, C]
     b, h, w, c = shape
     window = x.shape[1]
     rows, columns = -(-h // window), -(-w // window)
+    x = x.reshape(b, -1, window, window, c)[:, : rows * columns]
     x = x.reshape(b, rows, columns, window, window, c).swapaxes(2, 3)
     return x.reshape(b, rows * window, columns * window, c)[:, :h, :w]
 
@@ -109,12 +125,12 @@ class ImageEncoder(nnx.Module):
 
     def __call__(self, images, remat=False):  # float [B, H, W, 3], normalised
         x = self.patch_embed(images)
-        x = x + resize_grid(self.pos_embed[...], x.shape[1:3]).astype(x.dtype)
+        x = sharding.cut_rows(x + resize_grid(self.pos_embed[...], x.shape[1:3]).astype(x.dtype))
 
         def group(blocks, x):
             x = scan(blocks["windowed"], x, remat)
-            block = jax.checkpoint(blocks["global"].__call__) if remat else blocks["global"]
-            return block(x)
+            block = blocks["global"].__call__
+            return (checkpoint(block) if remat else block)(x)
 
         blocks = nnx.Dict({"windowed": self.windowed_blocks, "global": self.global_blocks})
         x = scan(blocks, x, remat=False, call=group)

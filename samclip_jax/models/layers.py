@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from samclip_jax.ops.attention import attention
+from samclip_jax.ops.attention import ATTENDED, attention
 
 
 class Buffer(nnx.Variable):
@@ -41,10 +41,12 @@ class Linear(nnx.Module):
         self.bias = zeros((outputs,)) if bias else None
 
     def __call__(self, x):  # [..., inputs] -> [..., outputs]
+        y = self.product(x)
+        return y if self.bias is None else y + self.bias.astype(x.dtype)
+
+    def product(self, x):  # [..., inputs] -> [..., outputs], without the bias
         y = x.reshape(-1, x.shape[-1]) @ self.kernel.astype(x.dtype)
-        if self.bias is not None:
-            y = y + self.bias.astype(x.dtype)
-        return y.reshape(*x.shape[:-1], y.shape[-1])
+        return y.reshape(*x.shape[:-1], -1)
 
 
 class LayerNorm(nnx.Module):
@@ -117,8 +119,8 @@ class ClipBlock(nnx.Module):
         self.mlp = Mlp((width, mlp_width, width), activation, rngs)
 
     def __call__(self, x, mask=None):  # [B, N, width]
-        qkv = self.qkv(self.norm1(x)).reshape(*x.shape[:2], 3, self.heads, -1)
-        q, k, v = (qkv[:, :, i] for i in range(3))
+        qkv = jnp.split(self.qkv(self.norm1(x)), 3, -1)
+        q, k, v = (x.reshape(*x.shape[:2], self.heads, -1) for x in qkv)
         y = attention(q, k, v, scale=q.shape[-1] ** -0.5, mask=mask)
         x = x + self.proj(y.reshape(x.shape))
         return x + self.mlp(self.norm2(x))
@@ -147,4 +149,10 @@ def scan(blocks, x, remat, call=lambda block, x: block(x)):
     def body(x, state):
         return call(nnx.merge(graph, state), x), None
 
-    return jax.lax.scan(jax.checkpoint(body) if remat else body, x, state)[0]
+    return jax.lax.scan(checkpoint(body) if remat else body, x, state)[0]
+
+
+def checkpoint(function):
+    """Its gradient makes everything again but what attention gave, the dearest for its bytes."""
+    policy = jax.checkpoint_policies.save_only_these_names(ATTENDED)
+    return jax.checkpoint(function, policy=policy)
