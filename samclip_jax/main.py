@@ -1,4 +1,7 @@
-"""python -m samclip_jax.main --config=configs/stage2.py --workdir=DIR [--config.key=value ...]"""
+"""python -m samclip_jax.main --config=configs/stage2.py --workdir=DIR [--config.key=value ...]
+
+python -m samclip_jax.main --config=configs/stage2.py --compile_only=v5e:16x16 [--report=FILE]
+"""
 
 import jax
 from absl import flags
@@ -7,12 +10,24 @@ from samclip_jax import config
 from samclip_jax.errors import UserError
 
 WORKDIR = flags.DEFINE_string("workdir", None, "where the run lives: checkpoints, metrics, config")
+COMPILE_ONLY = flags.DEFINE_string(
+    "compile_only", None, "only tell what a step would take on this topology, v5e:16x16 say"
+)
+REPORT = flags.DEFINE_string("report", None, "where --compile_only also writes its JSON")
 DISTRIBUTED = flags.DEFINE_bool("distributed", False, "join the other hosts of a TPU pod first")
 
 
 def main(values):
+    if COMPILE_ONLY.value:
+        jax.config.update("jax_platforms", "cpu")  # libtpu only compiles; it would look for a TPU
+        from samclip_jax import compile_only
+
+        compile_only.compile_only(values, COMPILE_ONLY.value, REPORT.value)
+        return
     from samclip_jax import train
 
+    if REPORT.value:
+        raise UserError("--report goes with --compile_only; a run's metrics are in its workdir")
     if not WORKDIR.value:
         raise UserError("set --workdir to the directory of this run")
     if DISTRIBUTED.value:

@@ -1,0 +1,281 @@
+"""What a training step would take on TPUs that are not here: compiled for them on any machine.
+
+The program is the one that is trained, for every CLIP resolution. Needs the libtpu wheel, no TPU.
+"""
+
+import importlib.util
+import itertools
+import json
+import os
+import re
+import time
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from etils import epath
+from jax.experimental import topologies
+
+from samclip_jax import checkpoint, flops, hlo, models, optim, sharding, train
+from samclip_jax.errors import UserError, os_errors
+from samclip_jax.models.config import ClipConfig, ClipHeadConfig, SamClipConfig, SamConfig, kind_of
+
+
+class Chip(NamedTuple):
+    """Published figures of a chip: bytes, bfloat16 operations a second, bytes a second."""
+
+    memory: float
+    flops: float
+    memory_bandwidth: float
+    link_bandwidth: float  # of all its links to other chips together
+
+
+# https://cloud.google.com/tpu/docs/v5e and its siblings v4, v5p, v6e, tpu7x ("System
+# architecture"); links: the published gigabits a second / 8
+CHIPS = {
+    "TPU v4": Chip(32e9, 275e12, 1228e9, 300e9),
+    "TPU v5 lite": Chip(16e9, 197e12, 819e9, 200e9),
+    "TPU v5": Chip(95e9, 459e12, 2765e9, 600e9),
+    "TPU v6 lite": Chip(32e9, 918e12, 1640e9, 448e9),
+}
+NO_TPU = {  # libtpu would ask the network what TPU this is, and lock it
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-8",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_WORKER_ID": "0",
+    "TPU_STDERR_LOG_LEVEL": "3",
+    "TPU_MIN_LOG_LEVEL": "3",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+}
+TOO_LARGE = re.compile(  # how XLA says how much it would have needed
+    r"Used ([\d.]+)([MG]) of \S+ hbm|\(([\d.]+)([MG])\) exceeds available HBM"
+)
+PARENTS = {"sam": SamConfig(), "clip": ClipConfig()}  # where a config names no checkpoint (4.1)
+
+
+def compile_only(values, topology, report=None):
+    """Compiles the experiment `values`, a ConfigDict, for `topology`; prints and returns a report.
+
+    topology: as XLA names it, "v5e:16x16"; several slices of it: "v5e:16x16*2". report: a path
+    for the JSON. UserError where it does not fit, with what to change; the report is written all
+    the same.
+    """
+    config = train.read_config(values)
+    streams = train.read_streams(config)
+    devices = topology_devices(topology)
+    chip = CHIPS.get(devices[0].device_kind)
+    if chip is None:
+        raise UserError(f"{topology}: no figures of a {devices[0].device_kind} in CHIPS")
+    mesh, batches = train.lay_out(config, streams, devices), train.batch_sizes(streams)
+    programs = []
+    every = [[(name, size) for size in each.items()] for name, each in batches.items()]
+    for sizes in map(dict, itertools.product(*every)):
+        print(f"compiling for {topology}: {described(resolutions(sizes))} ...", flush=True)
+        programs.append(compiled(config, streams, mesh, sizes, chip))
+    found = summary(topology, mesh, chip, programs, config.steps)
+    print(table(found), flush=True)
+    if report:
+        with os_errors(f"{report} was not written"):
+            epath.Path(report).write_text(json.dumps(found, indent=2) + "\n")
+    if not found["fits"]:
+        most = max(programs, key=lambda program: program["hbm_bytes_per_device"])
+        raise UserError(
+            f"{topology} does not hold this step ({described(most['resolutions'])}): "
+            f"{most['hbm_bytes_per_device'] / 1e9:.1f} GB a chip of {chip.memory / 1e9:.0f}. Raise "
+            "terms.NAME.micro_batches (fewer activations at a time) or fsdp (less state a chip), "
+            "or take more chips"
+        )
+    return found
+
+
+def topology_devices(name):
+    """The devices of a topology; UserError where XLA knows none of this name."""
+    for variable, value in NO_TPU.items():
+        os.environ.setdefault(variable, value)
+    single, _, slices = name.partition("*")
+    try:
+        if slices and int(slices) < 1:
+            raise ValueError("a topology has one slice or more")
+        options = {"num_slices": int(slices)} if slices else {}
+        return topologies.get_topology_desc(platform="tpu", topology_name=single, **options).devices
+    except Exception as error:  # whatever libtpu raises, and its absence
+        reason = str(error).strip().partition("\n")[0]
+        raise UserError(
+            f"--compile_only={name}: no such topology (v5e:2x4 and v5p:4x4x4 are), or the libtpu "
+            f"package is missing (pip install 'samclip_jax[tpu]'): {reason}"
+        ) from error
+
+
+def has_compiler():
+    """Whether libtpu is installed."""
+    return importlib.util.find_spec("libtpu") is not None
+
+
+def compiled(config, streams, mesh, sizes, chip):
+    """The entry of one program in the report; `sizes`: {stream: (resolution, images)}."""
+    step, arguments, ideal = abstract_step(config, streams, mesh, sizes)
+    entry = {"resolutions": resolutions(sizes)}
+    began = time.monotonic()
+    try:
+        with jax.set_mesh(mesh):
+            program = step.lower(*arguments).compile()
+    except jax.errors.JaxRuntimeError as error:
+        needed = TOO_LARGE.search(str(error))
+        if not needed:
+            reason = str(error).partition("\n")[0]
+            raise UserError(
+                f"XLA cannot compile this for {mesh.devices.flat[0]}: {reason}"
+            ) from error
+        number, unit = [found for found in needed.groups() if found]
+        entry["hbm_bytes_per_device"] = float(number) * 2 ** {"M": 20, "G": 30}[unit]
+        return entry | {"fits": False, "compile_seconds": time.monotonic() - began}
+    seconds, memory = time.monotonic() - began, program.memory_analysis()
+    counts = hlo.count(program.as_text())
+    held = memory.argument_size_in_bytes + memory.output_size_in_bytes
+    held += memory.temp_size_in_bytes - memory.alias_size_in_bytes
+    times = {
+        "compute": counts.flops / chip.flops,
+        "memory": counts.hbm_bytes / chip.memory_bandwidth,
+        "links": counts.collective_bytes / chip.link_bandwidth,
+    }
+    return entry | {
+        "hbm_bytes_per_device": held,
+        "temporary_bytes_per_device": memory.temp_size_in_bytes,
+        "fits": held <= chip.memory,
+        "flops_per_device": counts.flops,
+        "ideal_flops_per_device": ideal / mesh.size,
+        "bytes_accessed_per_device": counts.bytes,
+        "hbm_bytes_accessed_per_device": counts.hbm_bytes,
+        "collective_bytes_per_device": counts.collective_bytes,
+        "seconds": times,
+        "roofline_seconds": max(times.values()),
+        "ideal_seconds": ideal / mesh.size / chip.flops,
+        "compile_seconds": seconds,
+    }
+
+
+def abstract_step(config, streams, mesh, sizes):
+    """(jitted step, its arguments as ShapeDtypeStructs, ideal operations of all devices)."""
+    student, teachers = model_configs(config)
+
+    def placed(tree):
+        return jax.tree.map(
+            lambda x, there: jax.ShapeDtypeStruct(np.shape(x), x.dtype, sharding=there),
+            tree,
+            sharding.shardings(mesh, tree),
+        )
+
+    train.require_cuts(config, streams, student.sam.encoder.patch, mesh)
+    graph, params = models.split(models.abstract(student))
+    trainable, frozen, factors = optim.partition(params, config.lr_factors)
+    optimizer = optim.adamw(config.optimizer, factors)
+    counts = {"step": 0, "bad_step": -1, "positions": dict.fromkeys(streams, 0)}
+    state = {
+        **jax.tree.map(np.int32, counts),
+        "params": trainable,
+        "opt_state": jax.eval_shape(optimizer.init, trainable),
+    }
+    split = {name: models.split(models.abstract(each)) for name, each in teachers.items()}
+    graphs = {name: teacher_graph for name, (teacher_graph, _) in split.items()}
+    shapes, batches = {}, {}
+    for name, (resolution, images) in sizes.items():
+        example = streams[name][1].shapes(resolution)
+        shapes[name] = {key: (images, *shape) for key, (shape, _) in example.items()}
+        batch = {key: jax.ShapeDtypeStruct(shapes[name][key], d) for key, (_, d) in example.items()}
+        batches[name] = jax.tree.map(
+            lambda x, there: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=there),
+            batch,
+            sharding.batch_shardings(mesh, images, batch),
+        )
+    resting = {
+        name: jax.eval_shape(lambda x: train.at_rest(x, config.dtype), teacher)
+        for name, (_, teacher) in split.items()
+    }
+    teacher_params = {name: placed(teacher) for name, teacher in resting.items()}
+    step = train.make_step(config, graph, graphs, optimizer, mesh)
+    trained = {name.split("/")[0] for name in trainable}
+    ideal = flops.step(config.terms, student, teachers, trained, shapes)
+    return step, (placed(state), placed(frozen), teacher_params, batches), ideal
+
+
+def model_configs(config):
+    """(SamClipConfig of the student, {teacher: config}): of the checkpoints that the config names,
+    or of the paper's parents where it names none."""
+    teachers = {}
+    for term in config.terms.values():
+        path = config.teachers.get(term.teacher)
+        kinds = train.TEACHER_KINDS[term.loss]
+        found = checkpoint.load_config(path, kinds) if path else PARENTS[term.loss]
+        teachers[term.teacher] = found
+    start = checkpoint.load_config(config.init, ("sam", "samclip")) if config.init else SamConfig()
+    if kind_of(start) == "samclip":
+        return start, teachers
+    text = next((each.text for each in teachers.values() if kind_of(each) == "clip"), None)
+    text = text or ClipConfig().text
+    head = ClipHeadConfig(**vars(config.head), embed_dim=text.embed_dim)
+    return SamClipConfig(start, head, text), teachers
+
+
+def summary(topology, mesh, chip, programs, steps):
+    """The report: of a step on average over the programs, all equally frequent, and each of them;
+    of memory the most."""
+    found = {
+        "topology": topology,
+        "devices": mesh.size,
+        "mesh": dict(mesh.shape),
+        "hbm_bytes_per_device": max(program["hbm_bytes_per_device"] for program in programs),
+        "hbm_limit_bytes": chip.memory,
+        "fits": all(program["fits"] for program in programs),
+        "compile_seconds": sum(program["compile_seconds"] for program in programs),
+    }
+    if all("roofline_seconds" in program for program in programs):
+        for key in (key for key, value in programs[0].items() if isinstance(value, float | int)):
+            if key not in found:
+                found[key] = sum(program[key] for program in programs) / len(programs)
+        hours = found["roofline_seconds"] * steps / 3600
+        found |= {"steps": steps, "hours": hours, "chip_hours": hours * mesh.size}
+    shared = {"topology": topology, "devices": mesh.size, "hbm_limit_bytes": chip.memory}
+    return found | {"programs": [shared | program for program in programs]}
+
+
+def resolutions(sizes):  # {stream: (px, images)} -> {stream: px}
+    return {name: resolution for name, (resolution, _) in sizes.items()}
+
+
+def described(sizes):
+    return ", ".join(f"{name} {size}" for name, size in sizes.items())
+
+
+def table(found):
+    """The report as text."""
+    axes = " x ".join(f"{name} {size}" for name, size in found["mesh"].items())
+    lines = [
+        f"{found['topology']}: {found['devices']} chips as {axes}",
+        "",
+        "px                GB a chip  TFLOP  / ideal   GB HBM  GB links  ms compute  memory  links"
+        "  / ideal  compiled s",
+    ]
+    for each in found["programs"]:
+        row = f"{described(each['resolutions']):<18}{each['hbm_bytes_per_device'] / 1e9:>8.2f}"
+        if "seconds" in each:
+            row += (
+                f"{each['flops_per_device'] / 1e12:>7.2f}"
+                f"{each['flops_per_device'] / each['ideal_flops_per_device']:>9.2f}"
+                f"{each['hbm_bytes_accessed_per_device'] / 1e9:>9.1f}"
+                f"{each['collective_bytes_per_device'] / 1e9:>10.2f}"
+            )
+            row += "".join(
+                f"{1e3 * seconds:>{width}.1f}"
+                for seconds, width in zip(each["seconds"].values(), (12, 8, 7), strict=True)
+            )
+            row += f"{each['roofline_seconds'] / each['ideal_seconds']:>9.2f}"
+        lines.append(f"{row}{each['compile_seconds']:>12.0f}")
+    lines.append("")
+    fits = "fits" if found["fits"] else "does not fit"
+    lines.append(f"of {found['hbm_limit_bytes'] / 1e9:.0f} GB: {fits}")
+    if "hours" in found:
+        lines.append(
+            f"at the roofline, {1e3 * found['roofline_seconds']:.1f} ms a step: {found['steps']:,} "
+            f"steps in {found['hours']:,.1f} hours, {found['chip_hours']:,.0f} chip-hours"
+        )
+    return "\n".join(lines)

@@ -1,0 +1,139 @@
+"""--compile_only: what a run would take on a pod that is not here. Most need libtpu, none a TPU."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from configs import demo, stage2
+from samclip_jax import checkpoint, models, train
+from samclip_jax import compile_only as co
+from samclip_jax.errors import UserError
+from samclip_jax.models.config import (
+    ClipConfig,
+    ClipHeadConfig,
+    ClipTextConfig,
+    ClipVisionConfig,
+    ImageEncoderConfig,
+    MaskDecoderConfig,
+    SamClipConfig,
+    SamConfig,
+)
+
+
+def tpu(test):
+    found = pytest.mark.skipif(not co.has_compiler(), reason="the compiler for TPUs is absent")
+    return pytest.mark.slow(found(test))
+
+
+def test_without_checkpoints_it_is_the_papers_models():
+    student, teachers = co.model_configs(train.read_config(stage2.get_config()))
+    assert student == SamClipConfig(SamConfig(), ClipHeadConfig(), ClipConfig().text)
+    assert teachers == {"clip": ClipConfig(), "sam": SamConfig()}
+
+
+def test_without_the_compiler_it_says_what_to_install(monkeypatch):
+    def absent(**_):
+        raise RuntimeError("no libtpu")
+
+    monkeypatch.setattr(co.topologies, "get_topology_desc", absent)
+    with pytest.raises(UserError, match=r"pip install 'samclip_jax\[tpu\]'.*no libtpu"):
+        co.topology_devices("v5e:2x4")
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory, words):
+    """{"init": DIR, "teachers": {name: DIR}} of models that compile soon."""
+    sam = SamConfig(
+        ImageEncoderConfig(
+            width=128, depth=2, heads=2, groups=1, image_size=256, window=7, mlp_width=256,
+            out_channels=32,
+        ),
+        MaskDecoderConfig(mlp_width=64, iou_width=32),
+    )  # fmt: skip
+    clip = ClipConfig(
+        ClipVisionConfig(width=128, depth=2, heads=2, mlp_width=256, image_size=224, embed_dim=64),
+        ClipTextConfig(
+            width=32, depth=1, heads=2, mlp_width=32, context_length=8, vocab_size=60, embed_dim=64
+        ),
+    )
+    folder = tmp_path_factory.mktemp("small")
+    for name, config in (("sam", sam), ("clip", clip)):
+        _, params = models.split(models.init(config))
+        checkpoint.save_model(folder / name, config, params, words if name == "clip" else None)
+    return {"sam": str(folder / "sam"), "clip": str(folder / "clip")}
+
+
+def experiment(small, clip_batch=16, sam_batch=4):
+    config = demo.get_config("stage2")
+    config.init, config.teachers, config.dtype = small["sam"], small, "bfloat16"
+    config.streams.clip.update(
+        batch_size=clip_batch, base_resolution=224, resolutions=(224, 448), batch_multiple=1
+    )
+    config.streams.sam.update(batch_size=sam_batch, image_size=256)
+    return config
+
+
+@tpu
+def test_the_report_has_an_entry_for_every_program(small, tmp_path, capsys):
+    """Eight chips, of which two share each of the 4 SAM images, and each a CLIP image of 448 px."""
+    found = co.compile_only(experiment(small, clip_batch=32), "v5e:2x4", tmp_path / "report.json")
+    assert json.loads((tmp_path / "report.json").read_text()) == found
+    assert found["mesh"] == {"data": 4, "fsdp": 1, "image": 2} and found["devices"] == 8
+    sizes = [{"clip": 224, "sam": 256}, {"clip": 448, "sam": 256}]
+    assert [program["resolutions"] for program in found["programs"]] == sizes
+    for entry in (found, *found["programs"]):
+        assert entry["fits"] and entry["hbm_bytes_per_device"] < entry["hbm_limit_bytes"] == 16e9
+        assert 1 < entry["flops_per_device"] / entry["ideal_flops_per_device"] < 2
+        assert entry["bytes_accessed_per_device"] > entry["hbm_bytes_accessed_per_device"] > 0
+        assert entry["collective_bytes_per_device"] > 0 and entry["compile_seconds"] > 0
+    said = capsys.readouterr().out
+    assert "v5e:2x4: 8 chips as data 4 x fsdp 1 x image 2" in said and "of 16 GB: fits" in said
+
+
+@tpu
+def test_what_does_not_fit_says_what_to_change(small, tmp_path, monkeypatch):
+    """Less memory in the table than it takes: the report is written, the sentence tells."""
+    monkeypatch.setitem(co.CHIPS, "TPU v5 lite", co.CHIPS["TPU v5 lite"]._replace(memory=1e6))
+    config = experiment(small)
+    config.streams.clip.resolutions = (224,)
+    with pytest.raises(UserError, match=r"does not hold this step .*micro_batches .*fsdp"):
+        co.compile_only(config, "v5e:2x2", tmp_path / "report.json")
+    assert json.loads((tmp_path / "report.json").read_text())["fits"] is False
+
+
+@tpu
+def test_the_compilers_own_refusal_says_the_same(small, tmp_path):
+    """65536 images on 4 chips."""
+    config = experiment(small, clip_batch=2**16)
+    config.streams.clip.resolutions = (224,)
+    with pytest.raises(UserError, match="v5e:2x2 does not hold this step"):
+        co.compile_only(config, "v5e:2x2", tmp_path / "report.json")
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert not report["fits"] and report["hbm_bytes_per_device"] > 16e9
+
+
+@tpu
+@pytest.mark.parametrize(
+    "arguments, sentence",
+    [
+        (["--compile_only=v9:2x2"], "--compile_only=v9:2x2: no such topology"),
+        (["--compile_only=v5e:2x4", "--config.fsdp=3"], "fsdp=3 does not divide the 8 devices"),
+        (
+            ["--compile_only=v5e:16x16", "--config.streams.sam.batch_size=2"],
+            "128 devices cannot share an image of 64 rows of patches and 32 prompts evenly",
+        ),
+        (["--report=report.json", "--workdir=run"], "--report goes with --compile_only"),
+    ],
+)
+def test_mistakes_are_one_sentence(arguments, sentence, environment, tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "samclip_jax.main", "--config=configs/stage2.py", *arguments],
+        capture_output=True,
+        text=True,
+        env=environment,
+        check=False,
+    )
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert sentence in done.stderr.strip().splitlines()[-1]

@@ -1,0 +1,173 @@
+"""hlo.py: loops count for every turn, kernels as they declare, and formulas say the same."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from samclip_jax import flops, hlo, models
+from samclip_jax.compile_only import topology_devices
+from samclip_jax.models.config import (
+    ClipConfig,
+    ClipTextConfig,
+    ClipVisionConfig,
+    ImageEncoderConfig,
+    MaskDecoderConfig,
+    SamConfig,
+)
+from samclip_jax.ops.attention import rel_pos_attention
+
+SAM = SamConfig(
+    ImageEncoderConfig(width=128, depth=6, heads=2, groups=2, mlp_width=512, image_size=256),
+    MaskDecoderConfig(mlp_width=512),
+)
+CLIP = ClipConfig(
+    ClipVisionConfig(width=128, depth=4, heads=2, mlp_width=512, embed_dim=64),
+    ClipTextConfig(
+        width=32, depth=1, heads=2, mlp_width=32, context_length=8, vocab_size=60, embed_dim=64
+    ),
+)
+SIZE = (256, 192)  # 16 x 12 tokens: padded windows, not square
+
+
+@pytest.fixture
+def counted(device_sharding):
+    """counted(function, *arguments): Counts of the program, and XLA's own operations of it."""
+
+    def run(function, *arguments):
+        arguments = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device_sharding), arguments
+        )
+        with jax.set_mesh(device_sharding.mesh):
+            compiled = jax.jit(function).lower(*arguments).compile()
+        return hlo.count(compiled.as_text()), compiled.cost_analysis()["flops"]
+
+    return run
+
+
+TPU = pytest.param("v5e:2x2", marks=pytest.mark.slow)
+
+
+@pytest.fixture(params=["cpu", TPU])
+def device_sharding(request):
+    if request.param == "cpu":
+        device = jax.devices()[0]
+    else:
+        pytest.importorskip("libtpu", reason="the compiler for TPUs is not installed")
+        device = topology_devices(request.param)[0]
+    mesh = jax.sharding.Mesh([device], ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    return jax.sharding.NamedSharding(mesh, jax.P())
+
+
+def shape(*dims, dtype=jnp.float32):
+    return jax.ShapeDtypeStruct(dims, dtype)
+
+
+def encoder_forward():
+    graph, params = models.split(models.abstract(SAM))
+    images = shape(1, *SIZE, 3, dtype=jnp.uint8)
+    return lambda params, x: models.merge(graph, params).encode(x).embedding, params, images
+
+
+def tower_gradient():
+    """Of CLIP's, at 65 tokens: attention keeps its weights, XLA finds nothing made twice."""
+    vision = dataclasses.replace(CLIP.vision, image_size=112, depth=8)
+    graph, params = models.split(models.abstract(dataclasses.replace(CLIP, vision=vision)))
+
+    def loss(params, images):
+        return jnp.square(models.merge(graph, params).vision(images)).sum()
+
+    return jax.grad(loss), params, shape(2, 112, 112, 3)
+
+
+@pytest.mark.parametrize("case", [encoder_forward, tower_gradient])
+def test_scanned_and_unrolled_layers_count_the_same(counted, monkeypatch, case):
+    """XLA's count, right without loops, is ours of the unrolled ones, less of the scanned ones."""
+    scanned, once = counted(*case())
+    monkeypatch.setattr(jax.lax, "scan", functools.partial(jax.lax.scan, unroll=True))
+    unrolled, everything = counted(*case())
+    assert abs(scanned.flops / unrolled.flops - 1) < 0.02
+    assert once < 0.7 * everything
+    assert unrolled.flops < everything < 1.15 * unrolled.flops  # XLA counts additions and such too
+
+
+@pytest.mark.parametrize("device_sharding", ["cpu"], indirect=True)
+def test_the_encoder_counts_what_its_formula_says(counted):
+    """But for the queries of the windows' padding, which the formula leaves out."""
+    graph, params = models.split(models.abstract(SAM))
+    found, _ = counted(
+        lambda params, images: models.merge(graph, params).encode(images).embedding,
+        params,
+        shape(2, *SIZE, 3, dtype=jnp.uint8),
+    )
+    assert abs(found.flops / (2 * flops.encoder(SAM.encoder, SIZE)) - 1) < 0.1
+
+
+def test_the_decoder_counts_what_its_formula_says(counted):
+    graph, params = models.split(models.abstract(SAM))
+    found, _ = counted(
+        lambda params, *arguments: models.merge(graph, params).predict_masks(*arguments),
+        params,
+        shape(1, 16, 12, 256),
+        shape(1, 8, 3, 2),
+        shape(1, 8, 3, dtype=jnp.int32),
+    )
+    assert abs(found.flops / (8 * flops.mask_decoder(SAM, SIZE, 3)) - 1) < 0.05
+
+
+def test_the_clip_tower_counts_what_its_formula_says(counted):
+    graph, params = models.split(models.abstract(CLIP))
+    found, _ = counted(
+        lambda params, images: models.merge(graph, params).encode_image(images),
+        params,
+        shape(2, 224, 224, 3, dtype=jnp.uint8),
+    )
+    assert abs(found.flops / (2 * flops.clip_image(CLIP, (224, 224))) - 1) < 0.02
+
+
+@pytest.mark.parametrize("device_sharding", [TPU], indirect=True)
+@pytest.mark.parametrize("grid, width", [((14, 14), 64), ((28, 20), 80)])
+def test_a_kernel_counts_what_its_formula_says(counted, grid, width):
+    """q k^T and the values, and the relative position's channels against their columns; all with
+    their gradients. The products of q with the tables come before it."""
+    h, w = grid
+    arrays = [shape(2, h * w, 4, width)] * 3 + [shape(2 * n - 1, width) for n in grid]
+
+    def loss(*arrays):
+        return jnp.square(rel_pos_attention(*arrays, grid)).sum()
+
+    scores = 2 * 4 * (h * w) ** 2
+    tables = 2 * 2 * h * w * 4 * width * (h + w)
+    forward, _ = counted(loss, *arrays)
+    assert abs(forward.flops / (2 * scores * (2 * width + h + w) + tables) - 1) < 1e-3
+    backward, _ = counted(jax.grad(loss, range(5)), *arrays)
+    both = 2 * scores * (7 * width + 3 * (h + w)) + 3 * tables
+    assert abs(backward.flops / both - 1) < 0.02
+
+
+EIGHT_DEVICES = """
+import jax, jax.numpy as jnp
+from samclip_jax import hlo
+
+mesh = jax.make_mesh((2, 4), ("a", "b"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
+cases = {
+    "all-reduce": (lambda x: jax.lax.psum(x, "b"), 2 * 3 / 4),
+    "all-gather": (lambda x: jax.lax.all_gather(x, ("a", "b")), 7),
+    "reduce-scatter": (lambda x: jax.lax.psum_scatter(x, "b"), 3 / 4),
+    "all-to-all": (lambda x: jax.lax.all_to_all(x, "b", 0, 0), 3 / 4),
+    "permute": (lambda x: jax.lax.ppermute(x, "b", [(0, 1), (1, 2), (2, 3), (3, 0)]), 1),
+}
+for name, (function, share) in cases.items():
+    each = jax.shard_map(function, mesh=mesh, in_specs=jax.P(), out_specs=jax.P(), check_vma=False)
+    looped = lambda x: jax.lax.scan(lambda c, _: (c + each(x * c.mean()).sum(), 0), x, None, 5)[0]
+    text = jax.jit(looped).lower(jnp.ones((4, 256), jnp.float32)).compile().as_text()
+    found, expected = hlo.count(text).collective_bytes, 5 * share * 4 * 256 * 4
+    assert found == expected, (name, found, expected)
+"""
+
+
+def test_collectives_count_what_a_device_sends_every_turn(run_python):
+    code, _, err = run_python(EIGHT_DEVICES, devices=8)
+    assert code == 0, err
