@@ -20,13 +20,13 @@ from samclip_jax.models.config import ImageEncoderConfig, SamConfig, to_dict
 
 VIT_H = ImageEncoderConfig(width=1280, depth=32, heads=16, mlp_width=5120)
 ROWS = {  # name: (topology, encoder, changes to configs/stage2.py)
-    "v5e-8": ("v5e:2x4", None, {"micro_batches": 4}),
-    "v5e-32": ("v5e:4x8", None, {}),
-    "v5e-64": ("v5e:8x8", None, {}),
-    "v5e-256": ("v5e:16x16", None, {}),
-    "v5p-64": ("v5p:4x4x4", None, {}),
-    "v6e-64": ("v6e:8x8", None, {}),
-    "v5p-64, ViT-H": ("v5p:4x4x4", VIT_H, {"fsdp": 4}),
+    "v5e-8": ("v5e:2x4", None, {"fsdp": 8, "micro_batches": 4}),
+    "v5e-32": ("v5e:4x8", None, {"fsdp": 8}),
+    "v5e-64": ("v5e:8x8", None, {"fsdp": 8}),
+    "v5e-256": ("v5e:16x16", None, {"fsdp": 8}),
+    "v5p-64": ("v5p:4x4x4", None, {"fsdp": 8}),
+    "v6e-64": ("v6e:8x8", None, {"fsdp": 8}),
+    "v5p-64, ViT-H": ("v5p:4x4x4", VIT_H, {"fsdp": 8}),
     "v5e-64, ViT-H": ("v5e:8x8", VIT_H, {"fsdp": 16, "micro_batches": 2}),
 }
 

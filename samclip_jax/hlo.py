@@ -160,9 +160,17 @@ class Program:
         if one.opcode == "fusion":
             inside = self._computation(one.attribute("calls"))
             traffic = self._fusion_traffic(one, here)
-            return Counts(inside.flops, *_totals(traffic), inside.collective_bytes)
+            sent = inside.collective_bytes / (2 if self._scatters(one) else 1)
+            return Counts(inside.flops, *_totals(traffic), sent)
         traffic = self._traffic(one, here)
         return Counts(_flops(one, here), *_totals(traffic), _collective_bytes(one, here))
+
+    def _scatters(self, one):
+        """Whether a fusion is a reduce-scatter: TPUs have it as a sum of which a part is kept."""
+        inside = self.computations[one.attribute("calls")].values()
+        sums = [i.name for i in inside if i.opcode == "all-reduce"]
+        sums += [i.name for i in inside if i.operands and i.operands[0] in sums]
+        return any(i.opcode == "dynamic-slice" and i.operands[0] in sums for i in inside)
 
     def _traffic(self, one, here):
         """[(bytes, whether in the main memory)] that an instruction reads and writes."""

@@ -1,8 +1,9 @@
-"""AdamW with a learning-rate factor for every parameter; None freezes it."""
+"""Gradients of a batch part by part, and AdamW with a learning-rate factor for every parameter."""
 
 import re
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from samclip_jax.errors import UserError
@@ -58,3 +59,30 @@ def adamw(config, factors):
         optax.stateless(lambda updates, _: jax.tree.map(lambda u, f: u * f, updates, factors)),
         optax.scale_by_learning_rate(schedule(config)),
     )
+
+
+def mean_over_parts(function, batch, count, axis=0):
+    """The mean of function(part) over `count` equal parts of the batch, one after the other.
+
+    batch: a tree of arrays, cut along `axis`; function: part -> a tree of arrays. UserError where
+    they do not divide.
+    """
+    if count == 1:
+        return function(batch)
+    size = jax.tree.leaves(batch)[0].shape[axis]
+    if size % count:
+        raise UserError(f"a batch of {size} does not divide into {count} micro_batches")
+
+    def cut(x):  # [.., size, ..] -> [count, .., size / count, ..], every device's share into all
+        x = x.reshape(*x.shape[:axis], size // count, count, *x.shape[axis + 1 :])
+        return jnp.moveaxis(x, axis + 1, 0)
+
+    parts = jax.tree.map(cut, batch)
+    first = jax.tree.map(lambda x: x[0], parts)
+    zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(function, first))
+
+    def body(total, part):
+        return jax.tree.map(jnp.add, total, function(part)), None
+
+    total, _ = jax.lax.scan(body, zero, parts)
+    return jax.tree.map(lambda x: x / count, total)

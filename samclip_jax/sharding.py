@@ -186,7 +186,7 @@ def activations(mesh, images):
 
 def cut_rows(x):
     """x [B, h, ...] cut along the images and, where devices share one, along its rows."""
-    return _constrain(x, lambda cut: (cut.images, cut.within if cut.shared > 1 else None))
+    return _constrain(x, lambda cut: (cut.images, cut.within))
 
 
 def cut_parts(x):
@@ -199,6 +199,34 @@ def fill_parts(x):
     cut = _CUT.get()
     missing = -x.shape[1] % cut.shared if cut else 0
     return jnp.pad(x, ((0, 0), (0, missing), *((0, 0),) * (x.ndim - 2))) if missing else x
+
+
+def sharing():
+    """How many devices share an image."""
+    cut = _CUT.get()
+    return cut.shared if cut else 1
+
+
+def whole(x):
+    """A matrix for use: all of it on every device; its gradient is cut as the matrix rests.
+
+    Left to itself XLA moves activations instead, which are larger.
+    """
+    cut = _CUT.get()
+    if cut is None or cut.mesh.shape["fsdp"] == 1:
+        return x
+
+    rests = _spec("kernel", x.shape, cut.mesh.shape["fsdp"])
+
+    @jax.custom_vjp
+    def gather(x):
+        return jax.lax.with_sharding_constraint(x, cut.sharding())
+
+    def scatter(_, gradient):
+        return (jax.lax.with_sharding_constraint(gradient, cut.sharding(*rests)),)
+
+    gather.defvjp(lambda x: (gather(x), None), scatter)
+    return gather(x)
 
 
 def on_each_device(attend, parts):

@@ -30,6 +30,8 @@ from samclip_jax.tokenizer import Tokenizer
 
 # ---------------------------------------------------------------------------------------- terms
 
+PROMPTS_TOGETHER = 4  # that a device decodes at a time
+
 
 def clip_term(student, teacher, batch, config):
     """L_CLIP, eq. 1: cosine distance to the CLIP teacher's image embedding."""
@@ -40,11 +42,28 @@ def clip_term(student, teacher, batch, config):
 
 def sam_term(student, teacher, batch, config):
     """L_SAM, eq. 2: the SAM teacher's masks for the same prompts."""
-    outputs = []
-    for model in (student, teacher):
-        encoded = model.encode(batch["image"], batch["size"], config.dtype, config.remat)
-        outputs.append(model.predict_masks(encoded.embedding, batch["points"], batch["labels"]))
-    return mask_distillation(*outputs, config.mask_loss)
+    encoded = [
+        (model, model.encode(batch["image"], batch["size"], config.dtype, config.remat).embedding)
+        for model in (student, teacher)
+    ]
+
+    def of_prompts(prompts):
+        outputs = [model.predict_masks(embedding, **prompts) for model, embedding in encoded]
+        return mask_distillation(*outputs, config.mask_loss)
+
+    prompts = {name: batch[name] for name in ("points", "labels")}
+    if not config.remat:
+        return of_prompts(prompts)
+    groups = prompt_groups(batch["labels"].shape[1] // sharding.sharing())
+    return optim.mean_over_parts(jax.checkpoint(of_prompts), prompts, groups, axis=1)
+
+
+def prompt_groups(prompts):
+    """How many equal groups of at most PROMPTS_TOGETHER so many prompts make: what the decoder
+    needs for the gradient of a few stays on the chip."""
+    return next(
+        n for n in range(1, prompts + 1) if prompts <= n * PROMPTS_TOGETHER and prompts % n == 0
+    )
 
 
 TERMS = {"clip": clip_term, "sam": sam_term}
@@ -172,7 +191,7 @@ def make_step(config, student_graph, teacher_graphs, optimizer, mesh):
                 (_, metrics), grads = jax.value_and_grad(loss, has_aux=True)(params, batch)
             return grads, metrics
 
-        return mean_over_micro_batches(micro_step, batch, term.micro_batches)
+        return optim.mean_over_parts(micro_step, batch, term.micro_batches)
 
     def step(state, frozen, teachers, batches):
         params, metrics = state["params"], {}
@@ -184,7 +203,7 @@ def make_step(config, student_graph, teacher_graphs, optimizer, mesh):
             # one term's activations are dead before the next one's begin
             total, params = jax.lax.optimization_barrier((total, params))
             metrics |= {f"{name}/{part}": value for part, value in parts.items()}
-            metrics[f"{name}/grad_norm"] = optax.global_norm(grads)
+            metrics[f"{name}/grad_norm"] = optax.tree.norm(grads)
         updates, opt_state = optimizer.update(total, state["opt_state"], params)
         watched = [f"{name}/{part}" for name in config.terms for part in ("loss", "grad_norm")]
         finite = jnp.isfinite(sum(metrics[name] for name in watched))
@@ -199,26 +218,6 @@ def make_step(config, student_graph, teacher_graphs, optimizer, mesh):
         return jax.lax.with_sharding_constraint(state, sharding.shardings(mesh, state)), metrics
 
     return jax.jit(step, donate_argnums=0)
-
-
-def mean_over_micro_batches(function, batch, count):
-    """The mean of function(part) over `count` equal parts of the batch, one after the other."""
-    if count == 1:
-        return function(batch)
-    size = jax.tree.leaves(batch)[0].shape[0]
-    if size % count:
-        raise UserError(f"a batch of {size} does not divide into {count} micro_batches")
-    parts = jax.tree.map(
-        lambda x: x.reshape(size // count, count, *x.shape[1:]).swapaxes(0, 1), batch
-    )
-    first = jax.tree.map(lambda x: x[0], parts)
-    zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(function, first))
-
-    def body(total, part):
-        return jax.tree.map(jnp.add, total, function(part)), None
-
-    total, _ = jax.lax.scan(body, zero, parts)
-    return jax.tree.map(lambda x: x / count, total)
 
 
 # ------------------------------------------------------------------------------------------ data

@@ -1,5 +1,6 @@
 """optim.py: freezing, factors, decay and the schedule."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -61,3 +62,19 @@ def test_the_schedule_warms_up_and_ends_low():
     schedule = optim.schedule(CONFIG)
     values = [float(schedule(step)) for step in (0, 5, 10, 100, 1000)]
     np.testing.assert_allclose(values, [0, 5e-3, 1e-2, 1e-4, 1e-4], rtol=1e-5)
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_parts_of_a_batch_give_the_same_gradient(axis):
+    rng = np.random.default_rng(0)
+    weight, batch = jnp.ones(3), {"x": jnp.float32(rng.normal(size=(8, 12, 3)))}
+
+    def gradient(batch):
+        return jax.grad(lambda w: jnp.square(batch["x"] @ w).mean())(weight), {"rows": 1.0}
+
+    whole, _ = optim.mean_over_parts(gradient, batch, 1, axis)
+    parts, metrics = optim.mean_over_parts(gradient, batch, 4, axis)
+    np.testing.assert_allclose(parts, whole, rtol=1e-5)
+    assert metrics["rows"] == 1
+    with pytest.raises(UserError, match="does not divide into 5"):
+        optim.mean_over_parts(gradient, batch, 5, axis)

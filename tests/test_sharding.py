@@ -1,5 +1,7 @@
 """sharding.py: what is cut, what is copied, and that the values stay the same on 8 devices."""
 
+from unittest import mock
+
 import jax
 import numpy as np
 import optax
@@ -107,6 +109,59 @@ def test_optimizer_state_lies_as_its_parameters():
 def test_fsdp_must_divide_the_devices():
     with pytest.raises(UserError, match="fsdp=2 does not divide the 1 devices"):
         sharding.make_mesh(2)
+
+
+WHOLE = """
+import re
+import jax, numpy as np
+import jax.numpy as jnp
+from samclip_jax import models, sharding
+from samclip_jax.models.config import ClipConfig, ClipTextConfig, ClipVisionConfig
+
+vision = ClipVisionConfig(
+    width=128, depth=2, heads=2, mlp_width=512, patch=8, image_size=32, embed_dim=8
+)
+text = ClipTextConfig(
+    width=8, depth=1, heads=2, mlp_width=8, context_length=8, vocab_size=60, embed_dim=8
+)
+graph, params = models.split(models.init(ClipConfig(vision, text)))
+images = np.random.default_rng(0).integers(0, 256, (64, 32, 32, 3), np.uint8)
+
+def loss(params, images):
+    with sharding.activations(mesh, 64):
+        return models.merge(graph, params).encode_image(images)[:, 0].mean()
+
+def gradient(mesh):
+    rests = sharding.shardings(mesh, params)
+    arguments = sharding.shard(mesh, params), sharding.shard_batch(mesh, 64, {"": images})[""]
+    program = jax.jit(jax.grad(loss), out_shardings=rests).lower(*arguments).compile()
+    return program.as_text(), program(*arguments)
+
+mesh = sharding.make_mesh(devices=jax.devices()[:1])
+_, wanted = gradient(mesh)
+mesh = sharding.make_mesh(fsdp=8)
+text, found = gradient(mesh)
+scale = max(np.abs(leaf).max() for leaf in wanted.values())
+for name, leaf in wanted.items():
+    np.testing.assert_allclose(found[name], leaf, rtol=0, atol=1e-5 * scale, err_msg=name)
+for moved in sorted(set(re.findall(r"(f32\\[\\S*\\])\\S* all-(?:gather|to-all)\\(", text))):
+    print(moved)
+"""
+
+
+def test_cut_matrices_move_and_no_activations(run_python):
+    code, out, err = run_python(WHOLE, devices=8)
+    assert code == 0, err
+    assert out.split() == ["f32[1,128,384]", "f32[1,128,512]", "f32[1,512,128]"]
+
+
+def test_hosts_that_share_images_unevenly_are_told(monkeypatch):
+    """Three hosts of two devices, three devices an image: the second host needs all."""
+    devices = [mock.Mock(process_index=i // 2) for i in range(6)]
+    ranges = {device: range(2 * (i // 3), 2 * (i // 3) + 2) for i, device in enumerate(devices)}
+    monkeypatch.setattr(sharding.Cut, "ranges", lambda *_: ranges)
+    with pytest.raises(UserError, match="a batch of 4 images does not divide over 3 hosts; use a"):
+        sharding.share(sharding.make_mesh(), 4)
 
 
 SHARED_IMAGES = """

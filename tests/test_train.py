@@ -2,6 +2,7 @@
 
 import json
 import socket
+import types
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,7 @@ import pytest
 
 from configs import demo
 from samclip_jax import checkpoint, models, train
+from samclip_jax.config import MaskLossConfig
 from samclip_jax.errors import UserError
 from samclip_jax.models.config import (
     ClipConfig,
@@ -186,19 +188,36 @@ def test_a_teacher_at_rest_in_half_precision_says_the_same():
     np.testing.assert_array_equal(whole, half)
 
 
-def test_micro_batches_give_the_same_gradient():
+def test_prompts_in_groups_give_the_same_loss_and_gradient():
+    """With remat the decoder sees 3 of 6 prompts at a time, of both images."""
     rng = np.random.default_rng(0)
-    weight, batch = jnp.ones(3), {"x": jnp.float32(rng.normal(size=(8, 3)))}
+    graph, params = models.split(models.init(SAM))
+    params = {k: jnp.float32(x + 0.1 * rng.standard_normal(x.shape)) for k, x in params.items()}
+    teacher = models.merge(graph, jax.tree.map(lambda x: x * 0.9, params))
+    batch = {
+        "image": jnp.asarray(rng.integers(0, 256, (2, 48, 48, 3), np.uint8)),
+        "size": jnp.int32([[48, 36], [30, 48]]),
+        "points": jnp.float32(rng.uniform(0, 30, (2, 6, 2, 2))),
+        "labels": jnp.int32(rng.integers(0, 2, (2, 6, 2))),
+    }
 
-    def gradient(batch):
-        return jax.grad(lambda w: jnp.square(batch["x"] @ w).mean())(weight), {"rows": 1.0}
+    mask_loss = MaskLossConfig(20.0, 1.0, 1.0, 0.25, 2.0, "soft")
 
-    whole, _ = train.mean_over_micro_batches(gradient, batch, 1)
-    parts, metrics = train.mean_over_micro_batches(gradient, batch, 4)
-    np.testing.assert_allclose(parts, whole, rtol=1e-5)
-    assert metrics["rows"] == 1
-    with pytest.raises(UserError, match="does not divide into 3"):
-        train.mean_over_micro_batches(gradient, batch, 3)
+    def loss(params, remat):
+        config = types.SimpleNamespace(dtype=jnp.float32, remat=remat, mask_loss=mask_loss)
+        return train.sam_term(models.merge(graph, params), teacher, batch, config)
+
+    whole, parts = (
+        jax.jit(jax.value_and_grad(loss, has_aux=True), static_argnums=1)(params, remat)
+        for remat in (False, True)
+    )
+    floor = 1e-3 * max(np.abs(leaf).max() for leaf in whole[1].values())  # a key's bias has none
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=floor), whole, parts)
+
+
+@pytest.mark.parametrize("prompts, groups", [(1, 1), (4, 1), (6, 2), (13, 13), (32, 8)])
+def test_no_group_of_prompts_is_large_and_all_are_equal(prompts, groups):
+    assert train.prompt_groups(prompts) == groups
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(teachers, tmp_path):

@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from samclip_jax import sharding
 from samclip_jax.ops.attention import ATTENDED, attention
 
 
@@ -45,7 +46,7 @@ class Linear(nnx.Module):
         return y if self.bias is None else y + self.bias.astype(x.dtype)
 
     def product(self, x):  # [..., inputs] -> [..., outputs], without the bias
-        y = x.reshape(-1, x.shape[-1]) @ self.kernel.astype(x.dtype)
+        y = x.reshape(-1, x.shape[-1]) @ sharding.whole(self.kernel.astype(x.dtype))
         return y.reshape(*x.shape[:-1], -1)
 
 
@@ -95,16 +96,16 @@ class PatchConv(Linear):
 
 
 class Upscale(nnx.Module):
-    """A transposed convolution with kernel 2 and stride 2: every pixel becomes a 2 x 2 block."""
+    """A transposed convolution with kernel 2 and stride 2, every pixel's 2 x 2 block left where
+    the pixel is: to bring features into the order of an image costs more than to make them."""
 
     def __init__(self, inputs, outputs, rngs):
         self.kernel = normal(rngs, (inputs, 2, 2, outputs), std=inputs**-0.5)
         self.bias = zeros((outputs,))
 
-    def __call__(self, x):  # [..., h, w, inputs] -> [..., 2h, 2w, outputs]
-        *lead, h, w, _ = x.shape
-        y = jnp.einsum("...hwi,iabo->...hawbo", x, self.kernel.astype(x.dtype))
-        return y.reshape(*lead, 2 * h, 2 * w, -1) + self.bias.astype(x.dtype)
+    def __call__(self, x):  # [..., inputs] -> [..., 2, 2, outputs]
+        y = jnp.einsum("...i,iabo->...abo", x, self.kernel.astype(x.dtype))
+        return y + self.bias.astype(x.dtype)
 
 
 class ClipBlock(nnx.Module):

@@ -113,13 +113,15 @@ class MaskDecoder(nnx.Module):
         tokens = self.final_norm(tokens + attended)
 
         image = gelu(self.upscale_norm(self.upscale1(image.reshape(b * prompts, h, w, c))))
-        image = gelu(self.upscale2(image))
+        image = gelu(self.upscale2(image))  # [B * P, h, w, 2, 2, 2, 2, c / 8]
         masks = self.mask_tokens.shape[0]
         graph, state = nnx.split(self.hypernetworks)
         kernels = jax.vmap(lambda state, x: nnx.merge(graph, state)(x), (0, 1), 1)(
             state, tokens[:, 1 : 1 + masks]
         )
-        logits = jnp.einsum("bmc,bhwc->bmhw", kernels, image, preferred_element_type=jnp.float32)
+        logits = jnp.einsum(
+            "bmc,bhwikjlc->bmhijwkl", kernels, image, preferred_element_type=jnp.float32
+        )
         iou = self.iou_head(tokens[:, 0]).astype(jnp.float32)
         return MaskOutput(
             logits.reshape(b, prompts, masks, 4 * h, 4 * w), iou.reshape(b, prompts, masks)
