@@ -23,6 +23,7 @@ ROWS = {  # name: (topology, encoder, changes to configs/stage2.py)
     "v5e-8": ("v5e:2x4", None, {"fsdp": 8, "micro_batches": 4}),
     "v5e-32": ("v5e:4x8", None, {"fsdp": 8}),
     "v5e-64": ("v5e:8x8", None, {"fsdp": 8}),
+    "v5e-64, no remat": ("v5e:8x8", None, {"fsdp": 8, "remat": False}),
     "v5e-256": ("v5e:16x16", None, {"fsdp": 8}),
     "v5p-64": ("v5p:4x4x4", None, {"fsdp": 8}),
     "v6e-64": ("v6e:8x8", None, {"fsdp": 8}),
@@ -44,7 +45,8 @@ def experiment(encoder, changes, folder):
         sam = {"config": to_dict(SamConfig(encoder)), "source": None}
         (folder / "model.json").write_text(json.dumps(sam))
         config.init = config.teachers.sam = str(folder)
-    config.fsdp = changes.get("fsdp", config.fsdp)
+    config.fsdp = changes["fsdp"]
+    config.remat = changes.get("remat", config.remat)
     for term in config.terms.values():
         term.micro_batches = changes.get("micro_batches", term.micro_batches)
     return config

@@ -212,6 +212,8 @@ class Program:
                 continue
             if user.opcode == "bitcast":
                 names.add(user.name)
+            elif user.opcode == "tuple" or _goes_on(user, inside):
+                continue
             elif user.opcode == "fusion":
                 for nested, operand in enumerate(user.operands):
                     if operand in names:
@@ -228,6 +230,8 @@ class Program:
         found = inside[part]
         while found.opcode == "bitcast":
             found = inside[found.operands[0]]
+        if found.opcode == "parameter":
+            return 0
         if found.opcode == "fusion" and len(found.arrays) == 1:
             nested = self.computations[found.attribute("calls")]
             root = next(i for i in nested.values() if i.root)
@@ -336,9 +340,17 @@ def _convolution_flops(one, image, kernel):
     return 2 * pairs * depth * features * image[left.index("b")] // groups
 
 
+def _goes_on(one, here):
+    """Whether it is part of a collective that is spread over several fusions, not the last part."""
+    parts = any("AsyncCollectiveDone" in other.attributes for other in here.values())
+    return not parts and ("chain_id=" in one.attributes or "AsyncCollective" in one.attributes)
+
+
 def _collective_bytes(one, here):
     """What a device sends, by the usual algorithms on a ring."""
     kind = one.opcode.removesuffix("-start")
+    if _goes_on(one, here):
+        return 0
     if kind == "collective-permute":
         return sum(sum(a.bytes for a in here[name].arrays) for name in one.operands)
     if kind not in ("all-reduce", "all-gather", "reduce-scatter", "all-to-all"):

@@ -5,6 +5,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from samclip_jax import flops, hlo, models
@@ -95,14 +96,16 @@ def test_scanned_and_unrolled_layers_count_the_same(counted, monkeypatch, case):
 
 @pytest.mark.parametrize("device_sharding", ["cpu"], indirect=True)
 def test_the_encoder_counts_what_its_formula_says(counted):
-    """But for the queries of the windows' padding, which the formula leaves out."""
-    graph, params = models.split(models.abstract(SAM))
+    """Windows that fill the grid: the formula leaves out their padding. The count leaves out that
+    of the neck's convolution, 2.8 % on a grid as small as this."""
+    sam = dataclasses.replace(SAM, encoder=dataclasses.replace(SAM.encoder, window=4))
+    graph, params = models.split(models.abstract(sam))
     found, _ = counted(
         lambda params, images: models.merge(graph, params).encode(images).embedding,
         params,
         shape(2, *SIZE, 3, dtype=jnp.uint8),
     )
-    assert abs(found.flops / (2 * flops.encoder(SAM.encoder, SIZE)) - 1) < 0.1
+    assert abs(found.flops / (2 * flops.encoder(sam.encoder, SIZE)) - 1) < 0.03
 
 
 def test_the_decoder_counts_what_its_formula_says(counted):
@@ -171,3 +174,38 @@ for name, (function, share) in cases.items():
 def test_collectives_count_what_a_device_sends_every_turn(run_python):
     code, _, err = run_python(EIGHT_DEVICES, devices=8)
     assert code == 0, err
+
+
+@pytest.mark.slow
+def test_collectives_in_fusions_count_once():
+    """TPUs spread a gather over the fusions that it runs beside, and cut a sum within one."""
+    pytest.importorskip("libtpu", reason="the compiler for TPUs is not installed")
+    devices = np.array(topology_devices("v5e:4x8"))
+    mesh = jax.sharding.Mesh(devices.ravel(), ("a",), axis_types=(jax.sharding.AxisType.Auto,))
+
+    def array(shape, *spec):
+        there = jax.NamedSharding(mesh, jax.P(*spec))
+        return jax.ShapeDtypeStruct(shape, jnp.bfloat16, sharding=there)
+
+    def layer(x, matrices):
+        for matrix in matrices:
+            whole = jax.lax.with_sharding_constraint(matrix, jax.NamedSharding(mesh, jax.P()))
+            x = jnp.sin(x @ whole)
+        return x, None
+
+    def layers(x, *stacks):
+        return jax.lax.scan(layer, x, stacks)[0]
+
+    def scatter(x):
+        return jax.lax.psum_scatter(x, "a", scatter_dimension=0, tiled=True)
+
+    x, stack = array((32768, 1024), "a"), array((6, 1024, 1024), None, "a")
+    matrix = 1024 * 1024 * 2 * 31 / 32
+
+    gathers = jax.jit(layers).lower(x, stack, stack).compile().as_text()
+    assert "AsyncCollectiveDone" in gathers
+    assert hlo.count(gathers).collective_bytes == 2 * 6 * matrix
+    scatter = jax.shard_map(scatter, mesh=mesh, in_specs=jax.P(), out_specs=jax.P("a"))
+    scatters = jax.jit(scatter).lower(array((1024, 1024))).compile().as_text()
+    assert "all-reduce-scatter" in scatters
+    assert hlo.count(scatters).collective_bytes == matrix

@@ -30,8 +30,7 @@ class ViTDetBlock(nnx.Module):
     """Pre-norm block, attention in windows or (window 0) over the whole grid.
 
     `table_size`: rows and columns that the relative-position tables are made for.
-    Windows are padded with zeros after norm1; the padding takes part, un-masked, as in SAM. Made
-    after the linear layers, which then see no padding.
+    Windows are padded with zeros after norm1; the padding takes part, un-masked, as in SAM.
     """
 
     def __init__(self, width, heads, mlp_width, window, table_size, rngs):
@@ -49,19 +48,18 @@ class ViTDetBlock(nnx.Module):
         return sharding.cut_rows(x + self.mlp(self.norm2(x)))
 
     def attend(self, x):  # [B, h, w, width]
-        qkv = self.qkv.product(x)
+        shape = x.shape
         if self.window:
-            qkv = to_windows(qkv, self.window)
-        qkv = qkv + self.qkv.bias.astype(x.dtype)  # of windows' padding too: zeros went through qkv
-        b, h, w, _ = qkv.shape
-        q, k, v = (x.reshape(b, h * w, self.heads, -1) for x in jnp.split(qkv, 3, -1))
-        out = rel_pos_attention(
+            x = to_windows(x, self.window)
+        b, h, w, _ = x.shape
+        q, k, v = (x.reshape(b, h * w, self.heads, -1) for x in jnp.split(self.qkv(x), 3, -1))
+        x = rel_pos_attention(
             q, k, v, self.rel_pos_h[...], self.rel_pos_w[...], (h, w), windows=self.window > 0
         )
-        out = out.reshape(b, h, w, -1)
+        x = x.reshape(b, h, w, -1)
         if self.window:
-            out = from_windows(out, x.shape)
-        return self.proj(out)
+            x = from_windows(x, shape)
+        return self.proj(x)
 
 
 def to_windows(x, window):  # [B, h, w, C] -> [B * windows, window, window, C]

@@ -42,12 +42,9 @@ class Linear(nnx.Module):
         self.bias = zeros((outputs,)) if bias else None
 
     def __call__(self, x):  # [..., inputs] -> [..., outputs]
-        y = self.product(x)
-        return y if self.bias is None else y + self.bias.astype(x.dtype)
-
-    def product(self, x):  # [..., inputs] -> [..., outputs], without the bias
         y = x.reshape(-1, x.shape[-1]) @ sharding.whole(self.kernel.astype(x.dtype))
-        return y.reshape(*x.shape[:-1], -1)
+        y = y.reshape(*x.shape[:-1], -1)
+        return y if self.bias is None else y + self.bias.astype(x.dtype)
 
 
 class LayerNorm(nnx.Module):
