@@ -54,8 +54,8 @@ def experiment(encoder, changes, folder):
 
 def row(name, found):
     """A line of the README's table."""
-    if "roofline_seconds" not in found:
-        return f"| {name} | {found['hbm_bytes_per_device'] / 1e9:.1f}, does not fit | | | | | |"
+    if not found["fits"]:
+        return f"| {name} | {found['hbm_bytes_per_device'] / 1e9:.1f}, does not fit | | | | | | |"
     operations = [p["flops_per_device"] / p["ideal_flops_per_device"] for p in found["programs"]]
     over = [p["roofline_seconds"] / p["ideal_seconds"] for p in found["programs"]]
     times = " / ".join(
@@ -86,7 +86,9 @@ def main():
             config = experiment(encoder, changes, Path(folder))
             try:
                 compile_only(config, topology, path)
-            except UserError as error:  # too large; the report says so too
+            except UserError as error:  # too large, the report says so too; or a mistake
+                if not path.exists():
+                    raise
                 print(f"{name}: {error}", flush=True)
             report[name] = json.loads(path.read_text()) | {"changes": changes}
             if encoder:

@@ -27,13 +27,12 @@ class Chip(NamedTuple):
     memory: float
     flops: float
     memory_bandwidth: float
-    link_bandwidth: float  # of all its links to other chips together
+    link_bandwidth: float  # of all its links to other chips of its slice together
 
 
-# https://cloud.google.com/tpu/docs/v5e and its siblings v4, v5p, v6e, tpu7x ("System
+# https://cloud.google.com/tpu/docs/v5e and its siblings v5p, v6e ("System
 # architecture"); links: the published gigabits a second / 8
 CHIPS = {
-    "TPU v4": Chip(32e9, 275e12, 1228e9, 300e9),
     "TPU v5 lite": Chip(16e9, 197e12, 819e9, 200e9),
     "TPU v5": Chip(95e9, 459e12, 2765e9, 600e9),
     "TPU v6 lite": Chip(32e9, 918e12, 1640e9, 448e9),
@@ -133,6 +132,7 @@ def compiled(config, streams, mesh, sizes, chip):
     counts = hlo.count(program.as_text())
     held = memory.argument_size_in_bytes + memory.output_size_in_bytes
     held += memory.temp_size_in_bytes - memory.alias_size_in_bytes
+    held += memory.generated_code_size_in_bytes
     times = {
         "compute": counts.flops / chip.flops,
         "memory": counts.hbm_bytes / chip.memory_bandwidth,

@@ -22,6 +22,9 @@ class TermConfig:
     weight: float
     micro_batches: int  # the batch is taken in so many equal parts, gradients averaged
 
+    def __post_init__(self):
+        at_least_one(self, "micro_batches")
+
 
 @dataclasses.dataclass(frozen=True)
 class MaskLossConfig:
@@ -88,15 +91,20 @@ class TrainConfig:
 
     def __post_init__(self):
         one_of("dtype", self.dtype, DTYPES)
-        for name in ("steps", "log_every", "checkpoint_every"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} must be 1 or more, got {getattr(self, name)}")
+        at_least_one(self, "steps", "log_every", "checkpoint_every", "fsdp")
 
 
 def one_of(name, value, known):
     """UserError unless the value is one of those known."""
     if value not in known:
         raise UserError(f"{name} must be {' or '.join(known)}, got {value!r}")
+
+
+def at_least_one(config, *names):
+    """UserError unless these fields are 1 or more."""
+    for name in names:
+        if getattr(config, name) < 1:
+            raise UserError(f"{name} must be 1 or more, got {getattr(config, name)}")
 
 
 def build(cls, values, where):

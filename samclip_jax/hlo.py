@@ -182,7 +182,7 @@ class Program:
         if one.opcode == "slice-start":
             (whole, *_), part = operands[0].arrays, min(one.arrays, key=_elements)
             return [(part.bytes, whole.main), (part.bytes, part.main)]
-        if one.opcode == "copy-start":
+        if one.opcode in ("copy-start", "all-gather-start", "collective-permute-start"):
             return [(array.bytes, array.main) for array in one.arrays[:2]]
         if one.opcode == "dynamic-update-slice":
             update = operands[1].traffic

@@ -1,8 +1,8 @@
 """Which device holds what: a mesh ("data", "fsdp", "image"), one rule for state, one for batches.
 
-State is cut over "fsdp" and copied over the other axes. A batch is cut over all three; one of fewer
-images than devices over "data" and "fsdp", and then several devices share an image over "image":
-its rows of tokens, its windows, its prompts. XLA derives the rest.
+State is cut over "fsdp" and copied over the other axes. A batch is cut over all three; one whose
+images do not divide over all devices is cut over "data" and "fsdp", and then those along "image"
+share images: their rows of tokens, their windows, their prompts. XLA derives the rest.
 """
 
 import contextlib
@@ -93,14 +93,16 @@ class Cut(NamedTuple):
     mesh: Mesh
     images: tuple
     within: tuple
+    each: int  # images of a device, or of the devices that share images
 
     @classmethod
     def of(cls, mesh, images):
         """How a batch of so many images is cut. UserError where it does not divide."""
         if images % mesh.size == 0:
-            return cls(mesh, AXES, ())
-        if images % (mesh.shape["data"] * mesh.shape["fsdp"]) == 0:
-            return cls(mesh, AXES[:2], AXES[2:])
+            return cls(mesh, AXES, (), images // mesh.size)
+        groups = mesh.shape["data"] * mesh.shape["fsdp"]
+        if images % groups == 0:
+            return cls(mesh, AXES[:2], AXES[2:], images // groups)
         raise UserError(
             f"a batch of {images} images does not divide over {mesh.size} devices; "
             f"use a batch_size that is a multiple of {mesh.size}"
@@ -207,6 +209,13 @@ def sharing():
     return cut.shared if cut else 1
 
 
+def one_axis():
+    """Whether an activation's axes before the last may become one: not where devices share several
+    images, for the rows that a device has of each of them would lie apart."""
+    cut = _CUT.get()
+    return cut is None or cut.shared == 1 or cut.each == 1
+
+
 def whole(x):
     """A matrix for use: all of it on every device; its gradient is cut as the matrix rests.
 
@@ -232,16 +241,18 @@ def whole(x):
 def on_each_device(attend, parts):
     """attend(q, k, v, bias or None) -> like q, by every device on what it has.
 
-    parts: they are [B * parts, ...], each for itself; otherwise [B, tokens, ...], and every row of
-    queries meets all the keys of its image.
+    parts: they are [B * parts, ...], each for itself, and where they do not divide over the devices
+    those that share an image do the same; otherwise [B, tokens, ...], and every row of queries
+    meets all the keys of its image.
     """
     cut = _CUT.get()
     if cut is None:
         return attend
-    queries = P(cut.images + cut.within) if parts else P(cut.images, cut.within)
-    keys = queries if parts else P(cut.images)
 
     def on_all(q, k, v, bias):
+        apart = cut.images + (cut.within if len(q) % cut.mesh.size == 0 else ())
+        queries = P(apart) if parts else P(cut.images, cut.within)
+        keys = queries if parts else P(cut.images)
         specs = queries, keys, keys, None if bias is None else queries
         each = jax.shard_map(
             attend, mesh=cut.mesh, in_specs=specs, out_specs=queries, check_vma=False

@@ -78,10 +78,6 @@ def load_teachers(config, mesh):
     params, graphs = {}, {}
     place = functools.partial(sharding.shardings, mesh)
     for term in config.terms.values():
-        if term.teacher not in config.teachers:
-            raise UserError(
-                f"teachers has no {term.teacher!r}: set --config.teachers.{term.teacher}"
-            )
         path = config.teachers[term.teacher]
         if not path:
             kind = term.loss.upper()
@@ -159,12 +155,13 @@ def require_cuts(config, streams, patch, mesh):
             if resolution % patch:
                 raise UserError(f"{where} is no multiple of a patch, {patch} px")
             shared = sharding.Cut.of(mesh, images // term.micro_batches).shared
-            prompts = config.streams[term.stream].get("prompts", {}).get("per_image", shared)
+            prompts = streams[term.stream][1].prompts.per_image if term.loss == "sam" else shared
             if resolution // patch % shared or prompts % shared:
+                with_prompts = f" and {prompts} prompts" if term.loss == "sam" else ""
                 raise UserError(
                     f"{where}: {shared} devices cannot share an image of {resolution // patch} "
-                    f"rows of patches and {prompts} prompts evenly; use a larger batch_size, a "
-                    "multiple of the devices if you can"
+                    f"rows of patches{with_prompts} evenly; use a larger batch_size, a multiple of "
+                    "the devices if you can, or fewer micro_batches"
                 )
 
 
@@ -262,17 +259,24 @@ def read_config(values):
         if term.loss not in TERMS:
             known = ", ".join(TERMS)
             raise UserError(f"terms.{name}.loss must be one of {known}, got {term.loss!r}")
+        if term.teacher not in config.teachers:
+            raise UserError(
+                f"teachers has no {term.teacher!r}: set --config.teachers.{term.teacher}"
+            )
     return dataclasses.replace(config, dtype=jnp.dtype(config.dtype))
 
 
 def lay_out(config, streams, devices=None):
     """The mesh on which every batch of the streams, and its micro-batches, can be cut."""
-    sizes = batch_sizes(streams)
-    batches = [
-        images // term.micro_batches
-        for term in config.terms.values()
-        for images in sizes[term.stream].values()
-    ]
+    sizes, batches = batch_sizes(streams), []
+    for name, term in config.terms.items():
+        for resolution, images in sizes[term.stream].items():
+            if images % term.micro_batches:
+                raise UserError(
+                    f"terms.{name}.micro_batches={term.micro_batches} does not divide the "
+                    f"{images} images of a batch of streams.{term.stream} at {resolution} px"
+                )
+            batches.append(images // term.micro_batches)
     return sharding.make_mesh(config.fsdp, batches, devices)
 
 

@@ -169,35 +169,46 @@ import json, sys
 import jax, numpy as np
 import jax.numpy as jnp
 from samclip_jax import models, sharding
-from samclip_jax.models.config import ImageEncoderConfig, MaskDecoderConfig, SamConfig
+from samclip_jax.models.config import (
+    ClipConfig, ClipTextConfig, ClipVisionConfig, ImageEncoderConfig, MaskDecoderConfig, SamConfig
+)
 
+count = int(sys.argv[1])
 encoder = ImageEncoderConfig(
-    width=32, depth=4, heads=2, groups=2, patch=4, image_size=64, window=6, mlp_width=32,
+    width=32, depth=4, heads=2, groups=2, patch=4, image_size=64, window=12, mlp_width=32,
     out_channels=16,
 )
+vision = ClipVisionConfig(
+    width=16, depth=1, heads=2, mlp_width=16, patch=8, image_size=96, embed_dim=8
+)
+text = ClipTextConfig(
+    width=8, depth=1, heads=2, mlp_width=8, context_length=8, vocab_size=60, embed_dim=8
+)
+clip = models.merge(*models.split(models.init(ClipConfig(vision, text))))
 graph, params = models.split(models.init(SamConfig(encoder, MaskDecoderConfig(mlp_width=16))))
 rng = np.random.default_rng(0)
 params = {k: jnp.float32(x + 0.1 * rng.standard_normal(x.shape)) for k, x in params.items()}
 batch = {
-    "image": rng.integers(0, 256, (2, 64, 64, 3), np.uint8),
-    "size": np.int32([[64, 48], [40, 64]]),
-    "points": np.float32(rng.uniform(0, 40, (2, 4, 2, 2))),
-    "labels": np.int32(rng.integers(0, 2, (2, 4, 2))),
+    "image": rng.integers(0, 256, (count, 64, 64, 3), np.uint8),
+    "size": np.int32([[64, 48], [40, 64]] * (count // 2)),
+    "points": np.float32(rng.uniform(0, 40, (count, 4, 2, 2))),
+    "labels": np.int32(rng.integers(0, 2, (count, 4, 2))),
 }
 
 def loss(params, batch):
-    with sharding.activations(mesh, 2):
+    with sharding.activations(mesh, count):
+        target = clip.encode_image(batch["image"]).mean()
         model = models.merge(graph, params)
         encoded = model.encode(batch["image"], batch["size"], remat=True).embedding
         masks = model.predict_masks(encoded, batch["points"], batch["labels"])
-        return jnp.square(masks.low_res_masks).mean() + masks.iou.mean()
+        return jnp.square(masks.low_res_masks).mean() + masks.iou.mean() + target
 
-mesh = sharding.make_mesh(batches=(2,), devices=jax.devices()[:1])
+mesh = sharding.make_mesh(batches=(count,), devices=jax.devices()[:1])
 alone, wanted = jax.jit(jax.value_and_grad(loss))(params, batch)
-mesh = sharding.make_mesh(batches=(2,))
+mesh = sharding.make_mesh(batches=(count,))
 assert dict(mesh.shape) == {"data": 2, "fsdp": 1, "image": 4}, mesh
-cut = sharding.shard_batch(mesh, 2, batch)
-assert cut["image"].addressable_shards[0].data.shape == (1, 16, 64, 3)
+cut = sharding.shard_batch(mesh, count, batch)
+assert cut["image"].addressable_shards[0].data.shape == (count // 2, 16, 64, 3)
 together, found = jax.jit(jax.value_and_grad(loss))(sharding.shard(mesh, params), cut)
 np.testing.assert_allclose(together, alone, rtol=1e-5)
 floor = 1e-3 * max(np.abs(leaf).max() for leaf in wanted.values())  # a key's bias has none
@@ -207,7 +218,8 @@ for name, leaf in wanted.items():
 """
 
 
-def test_devices_that_share_images_compute_what_one_does(run_python):
-    """Two images over eight devices: each has 4 rows of tokens, 3 of 9 windows, 1 prompt."""
-    code, _, err = run_python(SHARED_IMAGES, devices=8)
+@pytest.mark.parametrize("images", ["2", "6"])
+def test_devices_that_share_images_compute_what_one_does(run_python, images):
+    """Two images or six over eight devices: of each it has 4 rows of tokens, a window, a prompt."""
+    code, _, err = run_python(SHARED_IMAGES, images, devices=8)
     assert code == 0, err

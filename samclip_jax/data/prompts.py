@@ -33,6 +33,8 @@ class PromptConfig:
     interior: bool = True  # points anywhere in the mask; False decodes no mask: SA-1B's own points
 
     def __post_init__(self):
+        if self.per_image < 1:
+            raise UserError(f"prompts.per_image must be 1 or more, got {self.per_image}")
         if min(self.odds) < 0 or not sum(self.odds):
             raise UserError("prompts: give box, point or points odds above 0.")
 

@@ -35,15 +35,17 @@ def zeros(shape):
 
 
 class Linear(nnx.Module):
-    """x W + b over the last axis, as one two-dimensional product (its gradient is then one too)."""
+    """x W + b over the last axis, where it can be as one two-dimensional product, whose gradient is
+    one too."""
 
     def __init__(self, inputs, outputs, rngs, bias=True):
         self.kernel = normal(rngs, (inputs, outputs), std=inputs**-0.5)
         self.bias = zeros((outputs,)) if bias else None
 
     def __call__(self, x):  # [..., inputs] -> [..., outputs]
-        y = x.reshape(-1, x.shape[-1]) @ sharding.whole(self.kernel.astype(x.dtype))
-        y = y.reshape(*x.shape[:-1], -1)
+        kernel = sharding.whole(self.kernel.astype(x.dtype))
+        rows = x.reshape(-1, x.shape[-1]) if sharding.one_axis() else x
+        y = (rows @ kernel).reshape(*x.shape[:-1], -1)
         return y if self.bias is None else y + self.bias.astype(x.dtype)
 
 
