@@ -66,18 +66,17 @@ def compile_only(values, topology, report=None):
     if chip is None:
         raise UserError(f"{topology}: no figures of a {devices[0].device_kind} in CHIPS")
     mesh, batches = train.lay_out(config, streams, devices), train.batch_sizes(streams)
-    programs = []
-    every = [[(name, size) for size in each.items()] for name, each in batches.items()]
-    for sizes in map(dict, itertools.product(*every)):
+    entries = []
+    for sizes in programs(batches):
         print(f"compiling for {topology}: {described(resolutions(sizes))} ...", flush=True)
-        programs.append(compiled(config, streams, mesh, sizes, chip))
-    found = summary(topology, mesh, chip, programs, config.steps)
+        entries.append(compiled(config, streams, mesh, sizes, chip))
+    found = summary(topology, mesh, chip, entries, config.steps)
     print(table(found), flush=True)
     if report:
         with os_errors(f"{report} was not written"):
             epath.Path(report).write_text(json.dumps(found, indent=2) + "\n")
     if not found["fits"]:
-        most = max(programs, key=lambda program: program["hbm_bytes_per_device"])
+        most = max(entries, key=lambda program: program["hbm_bytes_per_device"])
         raise UserError(
             f"{topology} does not hold this step ({described(most['resolutions'])}): "
             f"{most['hbm_bytes_per_device'] / 1e9:.1f} GB a chip of {chip.memory / 1e9:.0f}. Raise "
@@ -85,6 +84,12 @@ def compile_only(values, topology, report=None):
             "or take more chips"
         )
     return found
+
+
+def programs(batches):
+    """[{stream: (resolution, images)}], one for every combination of the streams' resolutions."""
+    every = [[(name, size) for size in each.items()] for name, each in batches.items()]
+    return [dict(sizes) for sizes in itertools.product(*every)]
 
 
 def topology_devices(name):

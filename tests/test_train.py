@@ -249,6 +249,26 @@ def test_mistakes_in_a_config_are_one_sentence(teachers, tmp_path, key, value, m
         train.train(config, tmp_path / "run")
 
 
+@pytest.mark.parametrize(
+    "key, value, message",
+    [
+        ("terms.clip.micro_batches", 0, "micro_batches must be 1 or more"),
+        ("terms.clip.micro_batches", 3, "micro_batches=3 does not divide the 8 images .* 24 px"),
+        ("terms.clip.teacher", "cilp", "teachers has no 'cilp'"),
+        ("streams.clip.batch_multiple", 0, "batch sizes and resolutions .* 1 or more"),
+        ("streams.sam.batch_size", 0, "batch sizes and resolutions .* 1 or more"),
+        ("streams.sam.prompts.per_image", 0, "per_image must be 1 or more"),
+        ("fsdp", 0, "fsdp must be 1 or more"),
+    ],
+)
+def test_sizes_that_cannot_be_are_one_sentence(teachers, tmp_path, key, value, message):
+    config = experiment(teachers, "stage2", teachers["sam"])
+    config.update_from_flattened_dict({key: value})
+    with pytest.raises(UserError, match=message):
+        train.train(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_teacher_of_the_wrong_kind_is_refused(teachers, tmp_path):
     config = experiment(teachers, "stage1", teachers["sam"])
     config.teachers.clip = teachers["sam"]
