@@ -81,8 +81,8 @@ def base():
     config.lr_factors = ()
     config.steps = 0
     config.dtype = "bfloat16"  # CVNets: mixed precision; state, losses and norms are float32
-    config.remat = True  # the backward pass makes all activations again but attention's outputs
-    config.fsdp = 1  # chips that share one copy of the state
+    config.remat = True  # the gradient makes activations again, all but most of attention's outputs
+    config.fsdp = 1  # chips that share one copy of the state; 8 on pods
     config.seed = 0
     config.log_every = 50
     config.checkpoint_every = 1000

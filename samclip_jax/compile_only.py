@@ -96,11 +96,11 @@ def topology_devices(name):
     """The devices of a topology; UserError where XLA knows none of this name."""
     for variable, value in NO_TPU.items():
         os.environ.setdefault(variable, value)
-    single, _, slices = name.partition("*")
+    single, several, slices = name.partition("*")
     try:
-        if slices and int(slices) < 1:
+        options = {"num_slices": int(slices)} if several else {}
+        if several and int(slices) < 1:
             raise ValueError("a topology has one slice or more")
-        options = {"num_slices": int(slices)} if slices else {}
         return topologies.get_topology_desc(platform="tpu", topology_name=single, **options).devices
     except Exception as error:  # whatever libtpu raises, and its absence
         reason = str(error).strip().partition("\n")[0]
@@ -134,7 +134,10 @@ def compiled(config, streams, mesh, sizes, chip):
         entry["hbm_bytes_per_device"] = float(number) * 2 ** {"M": 20, "G": 30}[unit]
         return entry | {"fits": False, "compile_seconds": time.monotonic() - began}
     seconds, memory = time.monotonic() - began, program.memory_analysis()
-    counts = hlo.count(program.as_text())
+    try:
+        counts = hlo.count(program.as_text())
+    except ValueError as error:
+        raise UserError(f"the compiled program cannot be counted: {error}") from error
     held = memory.argument_size_in_bytes + memory.output_size_in_bytes
     held += memory.temp_size_in_bytes - memory.alias_size_in_bytes
     held += memory.generated_code_size_in_bytes

@@ -136,6 +136,7 @@ def test_the_compilers_own_refusal_says_the_same(small, tmp_path):
     "arguments, sentence",
     [
         (["--compile_only=v9:2x2"], "--compile_only=v9:2x2: no such topology"),
+        (["--compile_only=v5e:2x4*"], "--compile_only=v5e:2x4*: no such topology"),
         (["--compile_only=v5e:2x4", "--config.fsdp=3"], "fsdp=3 does not divide the 8 devices"),
         (
             ["--compile_only=v5e:16x16", "--config.streams.sam.batch_size=2"],

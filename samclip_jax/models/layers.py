@@ -153,6 +153,7 @@ def scan(blocks, x, remat, call=lambda block, x: block(x)):
 
 
 def checkpoint(function):
-    """Its gradient makes everything again but what attention gave, the dearest for its bytes."""
+    """Its gradient makes everything again but what attention gave to 128 tokens or more, which is
+    the dearest for its bytes."""
     policy = jax.checkpoint_policies.save_only_these_names(ATTENDED)
     return jax.checkpoint(function, policy=policy)
