@@ -17,6 +17,7 @@ import jax
 import numpy as np
 
 from samclip_jax import models
+from samclip_jax.errors import command
 from samclip_jax.models.config import SamConfig
 
 sys.path.append(str(Path(__file__).parents[1] / "tests"))  # the originals as the tests have them
@@ -51,6 +52,7 @@ def encoders(config):
     }
 
 
+@command
 def main():
     parser = argparse.ArgumentParser(prog="encoder", description=__doc__.split("\n")[0])
     parser.add_argument("--rounds", type=int, default=5)

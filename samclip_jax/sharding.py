@@ -224,7 +224,6 @@ def whole(x):
     cut = _CUT.get()
     if cut is None or cut.mesh.shape["fsdp"] == 1:
         return x
-
     rests = _spec("kernel", x.shape, cut.mesh.shape["fsdp"])
 
     @jax.custom_vjp
