@@ -197,8 +197,6 @@ def make_step(config, student_graph, teacher_graphs, optimizer, mesh):
             teacher = models.merge(teacher_graphs[term.teacher], teachers[term.teacher])
             grads, parts = gradient(term, params, frozen, teacher, batches[term.stream])
             total = jax.tree.map(jnp.add, total, grads)
-            # one term's activations are dead before the next one's begin
-            total, params = jax.lax.optimization_barrier((total, params))
             metrics |= {f"{name}/{part}": value for part, value in parts.items()}
             metrics[f"{name}/grad_norm"] = optax.tree.norm(grads)
         updates, opt_state = optimizer.update(total, state["opt_state"], params)
