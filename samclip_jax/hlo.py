@@ -147,6 +147,8 @@ class Program:
     def _instruction(self, one, here):
         if one.opcode in FREE or one.opcode.endswith(("-done", "-update")):
             return Counts()
+        if one.attribute("custom_call_target") == '"ConcatBitcast"':  # slices that lie together
+            return Counts()
         if one.opcode == "while":
             body, condition = one.attribute("body"), one.attribute("condition")
             turn = self._computation(body) + self._computation(condition)
@@ -173,7 +175,10 @@ class Program:
         return any(i.opcode == "dynamic-slice" and i.operands[0] in sums for i in inside)
 
     def _traffic(self, one, here):
-        """[(bytes, whether in the main memory)] that an instruction reads and writes."""
+        """[(bytes, whether in the main memory)] that an instruction reads and writes.
+
+        An array given to a kernel several times counts once: each time it reads another part.
+        """
         operands = [here[name] for name in one.operands]
         if one.opcode in SLICES:
             size = sum(array.bytes for array in one.arrays)
@@ -187,6 +192,8 @@ class Program:
         if one.opcode == "dynamic-update-slice":
             update = operands[1].traffic
             return [*update, (update[0][0], one.arrays[0].main)]
+        if one.opcode == "custom-call":
+            operands = [here[name] for name in dict.fromkeys(one.operands)]
         return [*one.traffic, *(pair for operand in operands for pair in operand.traffic)]
 
     def _fusion_traffic(self, one, here):
