@@ -8,7 +8,6 @@ encoder; each forward and with the gradient.
 """
 
 import argparse
-import functools
 import json
 import time
 from pathlib import Path
@@ -21,16 +20,17 @@ from samclip_jax import hlo, models
 from samclip_jax.compile_only import topology_devices
 from samclip_jax.errors import command
 from samclip_jax.models.config import SamConfig
-from samclip_jax.ops.attention import rel_pos_attention
+from samclip_jax.ops.attention import self_attention
 
 LAYERS = {"global": (1, (64, 64)), "windows": (25, (14, 14))}  # images or windows, their grid
 HEADS, WIDTH = 12, 64
 
 
-def with_bias(q, k, v, rel_pos_h, rel_pos_w, grid):
+def with_bias(qkv, rel_pos_h, rel_pos_w):
     """segment_anything's form."""
-    h, w = grid
-    batch, tokens, heads, width = q.shape
+    batch, h, w, _ = qkv.shape
+    tokens, heads, width = h * w, HEADS, WIDTH
+    q, k, v = (x.reshape(batch, tokens, heads, width) for x in jnp.split(qkv, 3, -1))
     rows, columns = (rel_pos[np.arange(n)[:, None] - np.arange(n) + n - 1]
                      for rel_pos, n in ((rel_pos_h, h), (rel_pos_w, w)))  # fmt: skip
     q_grid = q.reshape(batch, h, w, heads, width)
@@ -38,15 +38,18 @@ def with_bias(q, k, v, rel_pos_h, rel_pos_w, grid):
     bias = bias + jnp.einsum("bijnd,jkd->bnijk", q_grid, columns)[..., None, :]
     scores = jnp.einsum("bnhd,bmhd->bhnm", q, k, preferred_element_type=jnp.float32)
     scores = scores * width**-0.5 + bias.reshape(batch, heads, tokens, tokens)
-    return jnp.einsum("bhnm,bmhd->bnhd", jax.nn.softmax(scores, -1).astype(v.dtype), v)
+    out = jnp.einsum("bhnm,bmhd->bnhd", jax.nn.softmax(scores, -1).astype(v.dtype), v)
+    return out.reshape(batch, h, w, -1)
+
+
+def fused(qkv, *rel_pos):
+    return self_attention(qkv, HEADS, rel_pos)
 
 
 def layer(attention, batch, grid):
     """(function, its arguments) of one attention."""
-    h, w = grid
-    shapes = [(batch, h * w, HEADS, WIDTH)] * 3 + [(2 * n - 1, WIDTH) for n in grid]
-    arguments = [jax.ShapeDtypeStruct(shape, jnp.bfloat16) for shape in shapes]
-    return functools.partial(attention, grid=grid), arguments
+    shapes = [(batch, *grid, 3 * HEADS * WIDTH)] + [(2 * n - 1, WIDTH) for n in grid]
+    return attention, [jax.ShapeDtypeStruct(shape, jnp.bfloat16) for shape in shapes]
 
 
 def encoder(dtype):
@@ -98,7 +101,7 @@ def main():
     parser.add_argument("--report", type=Path)
     given = parser.parse_args()
     device = topology_devices(given.topology)[0]
-    forms = {"original": with_bias, "samclip_jax": rel_pos_attention}
+    forms = {"original": with_bias, "samclip_jax": fused}
     cases = {
         f"{name}, {form}": layer(attention, *sizes)
         for name, sizes in LAYERS.items()

@@ -7,6 +7,7 @@ share images: their rows of tokens, their windows, their prompts. XLA derives th
 
 import contextlib
 import contextvars
+import functools
 import math
 import re
 from typing import NamedTuple
@@ -93,16 +94,15 @@ class Cut(NamedTuple):
     mesh: Mesh
     images: tuple
     within: tuple
-    each: int  # images of a device, or of the devices that share images
 
     @classmethod
     def of(cls, mesh, images):
         """How a batch of so many images is cut. UserError where it does not divide."""
         if images % mesh.size == 0:
-            return cls(mesh, AXES, (), images // mesh.size)
+            return cls(mesh, AXES, ())
         groups = mesh.shape["data"] * mesh.shape["fsdp"]
         if images % groups == 0:
-            return cls(mesh, AXES[:2], AXES[2:], images // groups)
+            return cls(mesh, AXES[:2], AXES[2:])
         raise UserError(
             f"a batch of {images} images does not divide over {mesh.size} devices; "
             f"use a batch_size that is a multiple of {mesh.size}"
@@ -209,13 +209,6 @@ def sharing():
     return cut.shared if cut else 1
 
 
-def one_axis():
-    """Whether an activation's axes before the last may become one: not where devices share several
-    images, for the rows that a device has of each of them would lie apart."""
-    cut = _CUT.get()
-    return cut is None or cut.shared == 1 or cut.each == 1
-
-
 def whole(x):
     """A matrix for use: all of it on every device; its gradient is cut as the matrix rests.
 
@@ -237,26 +230,24 @@ def whole(x):
     return gather(x)
 
 
-def on_each_device(attend, parts):
-    """attend(q, k, v, bias or None) -> like q, by every device on what it has.
+def on_each_device(function, parts):
+    """function(axes, x, weights) -> like x, by every device on what it has of x.
 
-    parts: they are [B * parts, ...], each for itself, and where they do not divide over the devices
-    those that share an image do the same; otherwise [B, tokens, ...], and every row of queries
-    meets all the keys of its image.
+    parts: x is [B * parts, ...], each for itself, and where they do not divide over the devices
+    those that share an image do the same; axes is (). Otherwise [B, h, ...], and `axes` of the mesh
+    are those along which other devices have further rows of the same images.
     """
     cut = _CUT.get()
     if cut is None:
-        return attend
+        return functools.partial(function, ())
 
-    def on_all(q, k, v, bias):
-        apart = cut.images + (cut.within if len(q) % cut.mesh.size == 0 else ())
-        queries = P(apart) if parts else P(cut.images, cut.within)
-        keys = queries if parts else P(cut.images)
-        specs = queries, keys, keys, None if bias is None else queries
-        each = jax.shard_map(
-            attend, mesh=cut.mesh, in_specs=specs, out_specs=queries, check_vma=False
-        )
-        return each(q, k, v, bias)
+    def on_all(x, weights):
+        apart = cut.images + (cut.within if len(x) % cut.mesh.size == 0 else ())
+        spec = P(apart) if parts else P(cut.images, cut.within)
+        each = functools.partial(function, () if parts else cut.within)
+        return jax.shard_map(
+            each, mesh=cut.mesh, in_specs=(spec, P()), out_specs=spec, check_vma=False
+        )(x, weights)
 
     return on_all
 

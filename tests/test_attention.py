@@ -31,6 +31,13 @@ def with_explicit_bias(q, k, v, rel_pos_h, rel_pos_w, grid):
     return jnp.einsum("bhnm,bmhd->bnhd", jax.nn.softmax(scores, -1), v)
 
 
+def fused(q, k, v, rel_pos_h, rel_pos_w, grid, dtype=None):
+    """self_attention of the same arrays."""
+    qkv = jnp.concatenate([x.reshape(len(x), *grid, -1) for x in (q, k, v)], -1)
+    out = ops.self_attention(qkv.astype(dtype or q.dtype), q.shape[2], (rel_pos_h, rel_pos_w))
+    return out.reshape(q.shape)
+
+
 def grids(seed, h, w, batch=2, heads=2, width=8):
     return draw(seed, *[(batch, h * w, heads, width)] * 3, (2 * h - 1, width), (2 * w - 1, width))
 
@@ -45,11 +52,11 @@ def gradients(attention, arrays, grid):
 
 
 def assert_exact(arrays, grid):
-    """Output and every gradient of rel_pos_attention are those of the explicit bias."""
-    output = jax.jit(lambda *arrays: ops.rel_pos_attention(*arrays, grid))(*arrays)
+    """Output and every gradient of self_attention are those of the explicit bias."""
+    output = jax.jit(lambda *arrays: fused(*arrays, grid))(*arrays)
     assert_close(output, with_explicit_bias(*arrays, grid), MODULE)
-    fused = gradients(ops.rel_pos_attention, arrays, grid)
-    for ours, reference in zip(fused, gradients(with_explicit_bias, arrays, grid), strict=True):
+    expected = gradients(with_explicit_bias, arrays, grid)
+    for ours, reference in zip(gradients(fused, arrays, grid), expected, strict=True):
         assert_close(ours, reference, MODULE)
 
 
@@ -74,12 +81,13 @@ def kernel(monkeypatch):
 @pytest.mark.parametrize(
     "grid, heads, width, batch",
     [
-        ((14, 14), 2, 64, 3),  # windows of SAM, two heads in a block of channels
+        ((14, 14), 4, 64, 3),  # windows of SAM, two heads in a block of channels
         ((28, 28), 2, 64, 1),
-        ((9, 17), 4, 32, 2),  # not square; four heads in a block
-        ((12, 12), 3, 64, 1),  # heads that do not fill blocks
-        ((12, 12), 2, 80, 1),  # ViT-H's heads, filled up with zeros
-        ((70, 3), 2, 64, 1),  # more relative positions than 64
+        ((9, 17), 4, 32, 2),  # not square, of odd width; four heads in a block
+        ((12, 12), 8, 80, 1),  # ViT-H's heads, some of them across two blocks of 128 channels
+        ((12, 12), 3, 64, 1),  # heads that fill no block: without the kernel
+        ((4, 64), 2, 64, 2),  # each table by itself
+        ((70, 3), 2, 64, 1),  # more relative positions than 128
     ],
 )
 def test_the_kernel_is_the_explicit_bias(kernel, grid, heads, width, batch):
@@ -87,9 +95,9 @@ def test_the_kernel_is_the_explicit_bias(kernel, grid, heads, width, batch):
 
 
 def test_blocks_of_queries_change_nothing(kernel, monkeypatch):
-    """169 queries in blocks of 48: the last block reaches beyond them."""
-    monkeypatch.setattr(attention_tpu, "SCORES", 48 * 169)
-    assert_exact(grids(0, 13, 13, 1, 2, 64), (13, 13))
+    """14 rows of queries, two at a time."""
+    monkeypatch.setattr(attention_tpu, "SCORES", 2 * 16 * 14 * 16)
+    assert_exact(grids(0, 14, 13, 2, 2, 64), (14, 13))
 
 
 def test_the_kernel_in_bfloat16(kernel):
@@ -97,36 +105,64 @@ def test_the_kernel_in_bfloat16(kernel):
     grid = (14, 14)
     q, k, v, *tables = grids(0, *grid, 1, 2, 64)
     arrays = [q, k, v, *(table / 8 for table in tables)]
-    halved = [x.astype(jnp.bfloat16) for x in arrays]
-    output = ops.rel_pos_attention(*halved, grid)
+    halved = functools.partial(fused, dtype=jnp.bfloat16)
+    output = halved(*arrays, grid)
     assert output.dtype == jnp.bfloat16
     assert_close(output, with_explicit_bias(*arrays, grid), BFLOAT16)
     exact = gradients(with_explicit_bias, arrays, grid)
-    for ours, reference in zip(gradients(ops.rel_pos_attention, halved, grid), exact, strict=True):
+    for ours, reference in zip(gradients(halved, arrays, grid), exact, strict=True):
         assert_close(ours, reference, BFLOAT16)
 
 
-def test_the_kernel_without_relative_position_and_with_few_queries(kernel):
-    """128 of the queries against all keys, as where devices share an image."""
-    q, k, v, direction = draw(0, (2, 128, 2, 64), *[(2, 257, 2, 64)] * 2, (2, 128, 2, 64))
+def test_the_kernel_without_relative_position(kernel):
+    """257 tokens of CLIP."""
+    q, k, v, direction = draw(0, *[(2, 257, 2, 64)] * 4)
 
     def plain(q, k, v):
-        weights = jax.nn.softmax(jnp.einsum("bnhd,bmhd->bhnm", q, k) * 0.1, -1)
+        weights = jax.nn.softmax(jnp.einsum("bnhd,bmhd->bhnm", q, k) / 8, -1)
         return jnp.einsum("bhnm,bmhd->bnhd", weights, v)
 
-    output, pull = jax.vjp(lambda *arrays: ops.attention(*arrays, scale=0.1), q, k, v)
+    def ours(q, k, v):
+        qkv = jnp.concatenate([x.reshape(2, 1, 257, -1) for x in (q, k, v)], -1)
+        return ops.self_attention(qkv, 2).reshape(q.shape)
+
+    output, pull = jax.vjp(ours, q, k, v)
     expected, expected_pull = jax.vjp(plain, q, k, v)
     assert_close(output, expected, MODULE)
-    for ours, reference in zip(pull(direction), expected_pull(direction), strict=True):
-        assert_close(ours, reference, MODULE)
+    for found, reference in zip(pull(direction), expected_pull(direction), strict=True):
+        assert_close(found, reference, MODULE)
+
+
+@pytest.mark.parametrize("platform", ["tpu", "any"])
+def test_some_rows_of_queries_against_all_keys(request, platform):
+    """As where devices share an image: rows 4 to 11 of 12, and the gradients of what they give."""
+    if platform == "tpu":
+        request.getfixturevalue("kernel")
+    *arrays, rel_pos_h, rel_pos_w = grids(0, 12, 16, 2, 2, 64)
+    q, kv = arrays[0], jnp.concatenate([x.reshape(2, 12, 16, -1) for x in arrays[1:]], -1)
+
+    def rows(q, kv, rel_pos_h, rel_pos_w):
+        some = q.reshape(2, 12, 16, -1)[:, 4:]
+        return ops._attend(2, (some, kv), (rel_pos_h[4:], rel_pos_w))
+
+    def whole(q, kv, rel_pos_h, rel_pos_w):
+        qkv = jnp.concatenate([q.reshape(2, 12, 16, -1), kv], -1)
+        return ops.self_attention(qkv, 2, (rel_pos_h, rel_pos_w))[:, 4:]
+
+    inputs = q, kv, rel_pos_h, rel_pos_w
+    output, pull = jax.vjp(rows, *inputs)
+    expected, expected_pull = jax.vjp(whole, *inputs)
+    assert_close(output, expected, MODULE)
+    (direction,) = draw(1, output.shape)
+    for found, reference in zip(pull(direction), expected_pull(direction), strict=True):
+        assert_close(found, reference, MODULE)
 
 
 def test_relative_position_in_bfloat16():
     grid = (5, 3)
     arrays = grids(0, *grid)
     expected = with_explicit_bias(*arrays, grid)
-    halved = [x.astype(jnp.bfloat16) for x in arrays[:3]]
-    output = ops.rel_pos_attention(*halved, *arrays[3:], grid)
+    output = fused(*arrays, grid, jnp.bfloat16)
     assert output.dtype == jnp.bfloat16
     assert_close(output, expected, BFLOAT16)
 
@@ -155,10 +191,10 @@ def test_a_large_grid_is_chunked_and_exact():
     grid = (34, 33)
     arrays = grids(0, *grid, batch=1, heads=1)
     assert arrays[0].shape[1] > ops.WHOLE_UP_TO
-    jaxpr = str(jax.make_jaxpr(lambda *arrays: ops.rel_pos_attention(*arrays, grid))(*arrays))
+    jaxpr = str(jax.make_jaxpr(lambda *arrays: fused(*arrays, grid))(*arrays))
     assert "1122,1122" not in jaxpr, "scores of all tokens at once"
     expected = with_explicit_bias(*arrays, grid)
-    assert_close(jax.jit(lambda: ops.rel_pos_attention(*arrays, grid))(), expected, MODULE)
+    assert_close(jax.jit(lambda: fused(*arrays, grid))(), expected, MODULE)
 
 
 def test_chunks_in_bfloat16_and_with_large_scores(monkeypatch):

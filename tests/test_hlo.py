@@ -18,7 +18,7 @@ from samclip_jax.models.config import (
     MaskDecoderConfig,
     SamConfig,
 )
-from samclip_jax.ops.attention import rel_pos_attention
+from samclip_jax.ops.attention import self_attention
 
 SAM = SamConfig(
     ImageEncoderConfig(width=128, depth=6, heads=2, groups=2, mlp_width=512, image_size=256),
@@ -133,21 +133,20 @@ def test_the_clip_tower_counts_what_its_formula_says(counted):
 @pytest.mark.parametrize("device_sharding", [TPU], indirect=True)
 @pytest.mark.parametrize("grid, width", [((14, 14), 64), ((28, 20), 80)])
 def test_a_kernel_counts_what_its_formula_says(counted, grid, width):
-    """q k^T and the values, and the relative position's channels against their columns; all with
-    their gradients. The products of q with the tables come before it."""
+    """q k^T, the values, q with the tables; for the gradient two of each, and what is made again:
+    q k^T, q with the tables."""
     h, w = grid
-    arrays = [shape(2, h * w, 4, width)] * 3 + [shape(2 * n - 1, width) for n in grid]
+    arrays = shape(2, h, w, 3 * 8 * width), *(shape(2 * n - 1, width) for n in grid)
 
-    def loss(*arrays):
-        return jnp.square(rel_pos_attention(*arrays, grid)).sum()
+    def loss(qkv, *tables):
+        return jnp.square(self_attention(qkv, 8, tables)).sum()
 
-    scores = 2 * 4 * (h * w) ** 2
-    tables = 2 * 2 * h * w * 4 * width * (h + w)
+    scores = 2 * 8 * (h * w) ** 2 * 2 * width
+    tables = 2 * 8 * h * w * 2 * width * (2 * h - 1 + 2 * w - 1)
     forward, _ = counted(loss, *arrays)
-    assert abs(forward.flops / (2 * scores * (2 * width + h + w) + tables) - 1) < 1e-3
-    backward, _ = counted(jax.grad(loss, range(5)), *arrays)
-    both = 2 * scores * (7 * width + 3 * (h + w)) + 3 * tables
-    assert abs(backward.flops / both - 1) < 0.02
+    assert abs(forward.flops / (2 * scores + tables) - 1) < 1e-3
+    both, _ = counted(jax.grad(loss, range(3)), *arrays)
+    assert abs(both.flops / (7 * scores + 4 * tables) - 1) < 0.02
 
 
 EIGHT_DEVICES = """

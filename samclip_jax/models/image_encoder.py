@@ -17,7 +17,7 @@ from samclip_jax.models.layers import (
     scan,
     stack,
 )
-from samclip_jax.ops.attention import rel_pos_attention
+from samclip_jax.ops.attention import self_attention
 from samclip_jax.ops.resize import resize_grid
 
 
@@ -51,12 +51,8 @@ class ViTDetBlock(nnx.Module):
         shape = x.shape
         if self.window:
             x = to_windows(x, self.window)
-        b, h, w, _ = x.shape
-        q, k, v = (x.reshape(b, h * w, self.heads, -1) for x in jnp.split(self.qkv(x), 3, -1))
-        x = rel_pos_attention(
-            q, k, v, self.rel_pos_h[...], self.rel_pos_w[...], (h, w), windows=self.window > 0
-        )
-        x = x.reshape(b, h, w, -1)
+        rel_pos = self.rel_pos_h[...], self.rel_pos_w[...]
+        x = self_attention(self.qkv(x), self.heads, rel_pos, windows=self.window > 0)
         if self.window:
             x = from_windows(x, shape)
         return self.proj(x)

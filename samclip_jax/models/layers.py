@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from samclip_jax import sharding
-from samclip_jax.ops.attention import ATTENDED, attention
+from samclip_jax.ops.attention import ATTENDED, attention, self_attention
 
 
 class Buffer(nnx.Variable):
@@ -35,8 +35,7 @@ def zeros(shape):
 
 
 class Linear(nnx.Module):
-    """x W + b over the last axis, where it can be as one two-dimensional product, whose gradient is
-    one too."""
+    """x W + b over the last axis."""
 
     def __init__(self, inputs, outputs, rngs, bias=True):
         self.kernel = normal(rngs, (inputs, outputs), std=inputs**-0.5)
@@ -44,8 +43,7 @@ class Linear(nnx.Module):
 
     def __call__(self, x):  # [..., inputs] -> [..., outputs]
         kernel = sharding.whole(self.kernel.astype(x.dtype))
-        rows = x.reshape(-1, x.shape[-1]) if sharding.one_axis() else x
-        y = (rows @ kernel).reshape(*x.shape[:-1], -1)
+        y = x @ kernel
         return y if self.bias is None else y + self.bias.astype(x.dtype)
 
 
@@ -119,9 +117,13 @@ class ClipBlock(nnx.Module):
         self.mlp = Mlp((width, mlp_width, width), activation, rngs)
 
     def __call__(self, x, mask=None):  # [B, N, width]
-        qkv = jnp.split(self.qkv(self.norm1(x)), 3, -1)
-        q, k, v = (x.reshape(*x.shape[:2], self.heads, -1) for x in qkv)
-        y = attention(q, k, v, scale=q.shape[-1] ** -0.5, mask=mask)
+        qkv = self.qkv(self.norm1(x))
+        if mask is None:
+            y = self_attention(qkv[:, None], self.heads)
+        else:
+            parts = jnp.split(qkv, 3, -1)
+            q, k, v = (part.reshape(*x.shape[:2], self.heads, -1) for part in parts)
+            y = attention(q, k, v, scale=q.shape[-1] ** -0.5, mask=mask)
         x = x + self.proj(y.reshape(x.shape))
         return x + self.mlp(self.norm2(x))
 

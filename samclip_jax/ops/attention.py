@@ -12,7 +12,6 @@ import functools
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 
 from samclip_jax import sharding
@@ -32,77 +31,85 @@ def attention(q, k, v, *, scale=1.0, mask=None):
     mask: bool, broadcastable to [B, H, N, M]; False keys are left out.
     """
     if mask is None:
-        return _fused(None, scale, q, k, v, None, parts=True)
+        return _blocks(None, scale, q, k, v, None)
     scores = jnp.einsum("bnhd,bmhd->bhnm", q, k, preferred_element_type=jnp.float32) * scale
     weights = jax.nn.softmax(jnp.where(mask, scores, -jnp.inf), axis=-1)
     return jnp.einsum("bhnm,bmhd->bnhd", weights.astype(v.dtype), v)
 
 
-def rel_pos_attention(q, k, v, rel_pos_h, rel_pos_w, grid, windows=False):
-    """Attention over a grid of tokens with SAM's decomposed relative position.
+def self_attention(qkv, heads, rel_pos=(), windows=True):
+    """softmax(q k^T / sqrt(D)) v within every grid of tokens, as `attention`.
 
-    q, k, v [B, h * w, H, D]; rel_pos_h, rel_pos_w [L, D], resized to 2h - 1 and 2w - 1 rows;
-    grid (h, w). The unscaled q meets the tables (segment_anything add_decomposed_rel_pos).
+    qkv [B, h, w, 3 C]: q, k and v side by side, in each the heads side by side -> [B, h, w, C].
+    rel_pos: SAM's tables (rel_pos_h, rel_pos_w) [L, D], resized to 2 h - 1 and 2 w - 1 rows, which
+    the unscaled q meets (segment_anything add_decomposed_rel_pos); () where h is 1.
     windows: the grids are windows of images, not images.
     """
-    h, w = grid
-    batch, tokens, heads, width = q.shape
-    rows, columns = _relative(rel_pos_h, h), _relative(rel_pos_w, w)  # [h, h, D], [w, w, D]
-    q_grid = q.reshape(batch, h, w, heads, width)
-    q_rows = jnp.einsum("bijnd,ikd->bijnk", q_grid, rows.astype(q.dtype))
-    q_columns = jnp.einsum("bijnd,jkd->bijnk", q_grid, columns.astype(q.dtype))
-    bias = jnp.concatenate([q_rows, q_columns], -1).reshape(batch, tokens, heads, h + w)
-    return _fused(grid, width**-0.5, q, k, v, bias, parts=windows)
+    h, w = qkv.shape[1:3]
+    tables = tuple(resize_line(x, 2 * n - 1) for x, n in zip(rel_pos, (h, w), strict=False))
+    if h * w < KERNEL_FROM:
+        return _any_platform(heads, (qkv,), tables)
+    attend = sharding.on_each_device(functools.partial(_on_a_device, heads), windows)
+    return checkpoint_name(attend(qkv, tables), ATTENDED)
 
 
-def _relative(table, size):  # [L, D] -> [size, size, D], entry [query, key]
-    table = resize_line(table, 2 * size - 1)
-    return table[jnp.arange(size)[:, None] - jnp.arange(size)[None] + size - 1]
+def _on_a_device(heads, axes, qkv, tables):
+    """axes: of the mesh, along which lie further rows of the same images."""
+    if not axes:
+        return _attend(heads, (qkv,), tables)
+    q, kv = jnp.split(qkv, [qkv.shape[-1] // 3], -1)
+    kv = jax.lax.all_gather(kv, axes, axis=1, tiled=True)
+    rows, h = q.shape[1], kv.shape[1]
+    first = jax.lax.axis_index(axes) * rows
+    if tables:
+        rel_pos_h = jax.lax.dynamic_slice_in_dim(tables[0], first, rows + h - 1)
+        tables = rel_pos_h, tables[1]
+    return _attend(heads, (q, kv), tables)
 
 
-def _fused(grid, scale, q, k, v, bias, parts):
-    if min(q.shape[1], k.shape[1]) < KERNEL_FROM:
-        return _blocks(grid, scale, q, k, v, bias)
-    attend = sharding.on_each_device(functools.partial(_attend, grid, scale), parts)
-    return checkpoint_name(attend(q, k, v, bias), ATTENDED)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _attend(heads, arrays, tables):
+    """The attention of attention_tpu.forward. Only the inputs are kept for the gradient."""
+    default = functools.partial(_any_platform, heads)
+    kernel = functools.partial(attention_tpu.forward, heads)
+    kernel = kernel if attention_tpu.takes(heads, arrays) else default
+    return jax.lax.platform_dependent(arrays, tables, tpu=kernel, default=default)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _attend(grid, scale, q, k, v, bias):
-    """softmax(scale q k^T + bias) v; bias [B, N, H, h + w] for the rows and columns of the keys.
-
-    Only the inputs are kept for the gradient.
-    """
-
-    def kernel(*arrays):
-        return attention_tpu.forward(*arrays, _one_hot(grid), scale)
-
-    blocks = functools.partial(_blocks, grid, scale)
-    return jax.lax.platform_dependent(q, k, v, bias, tpu=kernel, default=blocks)
+def _attend_forward(heads, arrays, tables):
+    return _attend(heads, arrays, tables), (arrays, tables)
 
 
-def _attend_forward(grid, scale, *arrays):
-    return _attend(grid, scale, *arrays), arrays
+def _attend_backward(heads, inputs, d_out):
+    def default(arrays, tables, d_out):
+        return jax.vjp(functools.partial(_any_platform, heads), arrays, tables)[1](d_out)
 
-
-def _attend_backward(grid, scale, arrays, d_out):
-    def kernel(d_out, *arrays):
-        return attention_tpu.backward(*arrays, _one_hot(grid), d_out, scale)
-
-    def blocks(d_out, *arrays):
-        return jax.vjp(functools.partial(_blocks, grid, scale), *arrays)[1](d_out)
-
-    return jax.lax.platform_dependent(d_out, *arrays, tpu=kernel, default=blocks)
+    kernel = functools.partial(attention_tpu.backward, heads)
+    kernel = kernel if attention_tpu.takes(heads, inputs[0]) else default
+    return jax.lax.platform_dependent(*inputs, d_out, tpu=kernel, default=default)
 
 
 _attend.defvjp(_attend_forward, _attend_backward)
 
 
-def _one_hot(grid):  # -> [h * w, h + w], float32
-    if grid is None:
-        return None
-    rows, columns = np.indices(grid)
-    return np.concatenate([np.eye(grid[0])[rows.ravel()], np.eye(grid[1])[columns.ravel()]], 1)
+def _any_platform(heads, arrays, tables):
+    """See attention_tpu.forward."""
+    (batch, rows, w, _), h = arrays[0].shape, arrays[-1].shape[1]
+    counts = (3,) if len(arrays) == 1 else (1, 2)  # qkv; q and kv
+    parts = (part for x, n in zip(arrays, counts, strict=True) for part in jnp.split(x, n, -1))
+    q, k, v = (x.reshape(batch, x.shape[1] * w, heads, -1) for x in parts)
+    bias = None
+    if tables:
+        by_row, by_column = (
+            table.astype(q.dtype)[jnp.arange(n)[:, None] - jnp.arange(m) + m - 1]
+            for table, n, m in zip(tables, (rows, w), (h, w), strict=True)
+        )  # [queries, keys, D]
+        grid = q.reshape(batch, rows, w, heads, -1)
+        q_rows = jnp.einsum("bijnd,ikd->bijnk", grid, by_row)
+        q_columns = jnp.einsum("bijnd,jkd->bijnk", grid, by_column)
+        bias = jnp.concatenate([q_rows, q_columns], -1).reshape(*q.shape[:3], h + w)
+    out = _blocks((h, w), q.shape[-1] ** -0.5, q, k, v, bias)
+    return out.reshape(batch, rows, w, -1)
 
 
 def _blocks(grid, scale, q, k, v, bias):

@@ -1,193 +1,244 @@
-"""Attention as a Pallas kernel for TPUs: all keys of a head lie in the on-chip memory at once.
+"""Attention over grids of tokens on TPUs: how arrays go through the Pallas kernels.
 
-Heads stand side by side in blocks of 128 channels, as the linear layer before made them: nothing
-is transposed. A head is told from its neighbours by zeros: q with the neighbours' channels zeroed
-meets all 128 channels of k, which takes the matrix unit no longer than the head's own. The relative
-position comes as further channels, `bias` against `one_hot`.
-
-The backward kernel needs nothing but the inputs: it makes the weights again, transposed, so that
-three of its five products need no other transposition.
+Nothing is split, transposed or reshaped outside of them: blocks of whole heads and of multiples of
+128 channels are read where the linear layer left them, and the gradient is written there. All keys
+of a block lie in the on-chip memory at once.
 """
 
+import functools
 import math
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-LANES = 128
-SCORES = 2**20  # a block of scores has no more elements: 256 queries against 4096 keys
+from samclip_jax.ops import attention_kernels
+from samclip_jax.ops.attention_kernels import LANES
+
+SCORES = 2**20  # a block of scores has no more elements: 4 x 64 queries against 64 x 64 keys
 QUERIES = 2048  # of small images or windows together, in one step of the grid
 VMEM_BYTES = 100 * 2**20
+NO_KEY = -1e30  # the score of what lies between two rows of keys
 
 
-def forward(q, k, v, bias, one_hot, scale):
-    """softmax(scale q k^T + bias one_hot^T) v -> [B, N, H, D].
+class Plan(NamedTuple):
+    """How [rows, width] tokens lie in blocks, where a row takes `stride` of them."""
 
-    q [B, N, H, D]; k, v [B, M, H, D]; bias [B, N, H, E] with one_hot [M, E], or both None. Sums in
-    float32, matrix products in the dtype of q. 2 D + E multiplications a score.
+    depth: int  # channels of a head
+    queries: tuple  # rows, width
+    keys: tuple
+    blocks: int  # of channels
+    together: int  # heads of a block
+    lanes: int  # channels of a block
+    stride: int
+    chunk: int  # rows of queries of a block
+    items: int  # windows or images of a block
+    extra: int  # channels of a head for the relative position: first for rows, then for columns
+    tables: int  # 1: both tables find room in them; 2: each takes them all; 0: there are none
+
+    @classmethod
+    def of(cls, batch, heads, depth, queries, keys, relative):
+        together = _together(depth)
+        stride = queries[1] if keys[0] == 1 else _up(queries[1], 16)
+        scores = SCORES if together * depth == LANES else SCORES // 2  # more heads take more room
+        fitting = max(1, scores // (stride * stride * keys[0]))
+        distances = 2 * max(keys) - 1
+        extra = 64 if distances <= 32 else _up(distances, LANES)
+        return cls(
+            depth=depth,
+            queries=queries,
+            keys=keys,
+            blocks=heads // together,
+            together=together,
+            lanes=together * depth,
+            stride=stride,
+            chunk=_largest_divisor(queries[0], fitting),
+            items=_largest_divisor(batch, max(1, QUERIES // (queries[0] * stride))),
+            extra=extra,
+            tables=relative and (1 if 2 * distances <= extra else 2),
+        )
+
+    @property
+    def chunks(self):
+        return self.queries[0] // self.chunk
+
+    @property
+    def group(self):
+        """Further channels that are moved together: of one head, or of several small ones."""
+        return max(self.extra, LANES)
+
+    @property
+    def groups(self):
+        return -(-self.together * self.extra // self.group)
+
+    def span(self, heads):
+        """Where the channels of a range of heads lie in a block, in whole multiples of 128."""
+        first, end = heads.start * self.depth, heads.stop * self.depth
+        return slice(first // LANES * LANES, _up(end, LANES))
+
+    def heads(self, group):
+        """The heads whose further channels are in the group."""
+        each = self.group // self.extra
+        return range(self.together)[group * each : (group + 1) * each]
+
+
+def takes(heads, arrays):
+    """Whether there is a kernel for these arrays: heads must fill blocks, scores find room."""
+    depth = arrays[0].shape[-1] // (3 if len(arrays) == 1 else 1) // heads
+    h, w = arrays[-1].shape[1:3]
+    return heads % _together(depth) == 0 and (h > 1 or w * w <= SCORES)
+
+
+def forward(heads, arrays, tables):
+    """softmax(q k^T / sqrt(D) + q.Rh + q.Rw) v -> [B, rows, w, C].
+
+    arrays: (qkv [B, h, w, 3 C],), or (q [B, rows, w, C], kv [B, h, w, 2 C]) for some of the rows.
+    tables: () or ([rows + h - 1, D], [2 w - 1, D]), the last entry for the first key and the last
+    query. Sums in float32, matrix products in the dtype of the arrays.
     """
-    inputs = {"q": q, "k": k, "v": v, "bias": bias, "one_hot": one_hot}
-    return _call(_forward, inputs, ["q"], scale, lambda d, e: 2 * d + e)[0]
+    plan, parts, inputs, specs = _inputs(heads, arrays, tables)
+    shape = (*arrays[0].shape[:3], plan.blocks * plan.lanes)
+    outputs = {"out": jax.ShapeDtypeStruct(shape, arrays[0].dtype)}
+    out_specs = {"out": _block(plan, "q")}
+    return _call(attention_kernels.forward, plan, inputs, specs, outputs, out_specs)["out"]
 
 
-def backward(q, k, v, bias, one_hot, d_out, scale):
-    """The gradients of `forward` to (q, k, v, bias); the last is None without a bias.
+def backward(heads, arrays, tables, d_out):
+    """The gradients of `forward` to (arrays, tables)."""
+    plan, parts, inputs, specs = _inputs(heads, arrays, tables)
+    inputs["d_out"], specs["d_out"] = d_out, _block(plan, "q")
+    outputs, out_specs = {}, {}
+    for names, array in zip(parts, arrays, strict=True):
+        outputs[f"d_{names}"] = jax.ShapeDtypeStruct(array.shape, array.dtype)
+        block = (plan.items, *array.shape[1:3], plan.lanes)
+        at = functools.partial(_gradient_at, plan, names)
+        out_specs[f"d_{names}"] = pl.BlockSpec(block, at)
+    if tables:
+        size = inputs["tables"].shape
+        outputs["d_tables"] = jax.ShapeDtypeStruct((plan.blocks, *size), jnp.float32)
+        out_specs["d_tables"] = pl.BlockSpec((None, *size), lambda h, b, t: (h, 0, 0, 0))
+    found = _call(attention_kernels.backward, plan, inputs, specs, outputs, out_specs)
+    d_arrays = tuple(found[f"d_{names}"] for names in parts)
+    if not tables:
+        return d_arrays, ()
+    return d_arrays, jax.vjp(functools.partial(_placed, plan), *tables)[1](found["d_tables"].sum(0))
 
-    5 D + 2 E multiplications a score.
-    """
-    inputs = {"q": q, "k": k, "v": v, "bias": bias, "one_hot": one_hot, "d_out": d_out}
-    outputs = ["q", "k", "v"] + ["bias"] * (bias is not None)
-    grads = _call(_backward, inputs, outputs, scale, lambda d, e: 5 * d + 2 * e)
-    return *grads, *[None] * (4 - len(grads))
+
+def _inputs(heads, arrays, tables):
+    """(plan, the parts of the arrays, {name: what the kernel reads}, {name: in which blocks})."""
+    parts = ["qkv"] if len(arrays) == 1 else ["q", "kv"]
+    batch, *queries, channels = arrays[0].shape
+    depth, keys = channels // len(parts[0]) // heads, arrays[-1].shape[1:3]
+    plan = Plan.of(batch, heads, depth, tuple(queries), keys, bool(tables))
+    inputs, specs = {}, {}
+    for names, array in zip(parts, arrays, strict=True):
+        for i, name in enumerate(names):
+            inputs[name], specs[name] = array, _block(plan, name, i * plan.blocks)
+    if tables:
+        inputs["tables"] = _placed(plan, *tables).astype(arrays[0].dtype)
+        inputs["one_hot"] = jnp.asarray(_one_hot(plan), arrays[0].dtype)
+        specs["tables"] = pl.BlockSpec(inputs["tables"].shape, lambda h, b, t: (0, 0, 0))
+        specs["one_hot"] = pl.BlockSpec(inputs["one_hot"].shape, lambda h, b, t: (0, 0))
+    return plan, parts, inputs, specs
 
 
-def _call(kernel, inputs, outputs, scale, products):
-    """`kernel` on every block of `inputs`; `outputs` names those that they have the shapes of."""
-    inputs = {name: x for name, x in inputs.items() if x is not None}
-    batch, queries, heads, width = inputs["q"].shape
-    keys, extra = inputs["k"].shape[1], inputs["bias"].shape[-1] if "bias" in inputs else 0
-    together = LANES // width if LANES % width == 0 and heads % (LANES // width) == 0 else 1
-    step = LANES if together == 1 else 64
-    room = {name: _up(extra, step) for name in ("bias", "one_hot")}  # channels of a head
-
-    def packed(name, x):  # [B, N, H, C] -> [B, N, H * room], one_hot [M, E] -> [M, room]
-        room.setdefault(name, _up(width, LANES // together))
-        x = jnp.pad(x, ((0, 0),) * (x.ndim - 1) + ((0, room[name] - x.shape[-1]),))
-        x = x.astype(inputs["q"].dtype)
-        return x if name == "one_hot" else x.reshape(*x.shape[:2], -1)
-
-    arrays = {name: packed(name, x) for name, x in inputs.items()}
-    chunks = -(-queries * keys // SCORES)
-    chunk = queries if chunks == 1 else _up(-(-queries // chunks), 16)
-    items = _largest_divisor(batch, max(1, QUERIES // queries))  # images or windows of a block
-
-    def block(name):
-        if name == "one_hot":
-            return pl.BlockSpec((keys, room[name]), lambda b, h, c: (0, 0))
-        if name in ("k", "v"):
-            return pl.BlockSpec((items, keys, together * room[name]), lambda b, h, c: (b, 0, h))
-        return pl.BlockSpec((items, chunk, together * room[name]), lambda b, h, c: (b, c, h))
-
-    shapes = [jax.ShapeDtypeStruct(arrays[name].shape, arrays[name].dtype) for name in outputs]
-    sums = [name for name in outputs if name in ("k", "v")]
-    names = [*arrays, *(f"out_{name}" for name in outputs), *(f"sum_{name}" for name in sums)]
+def _call(kernel, plan, inputs, specs, outputs, out_specs):
+    """{name: array} of `outputs`. The grid: block of channels, items of the batch, time, which is
+    a chunk of queries or, after all of them, a gradient to be written."""
+    gradient = "d_out" in inputs
+    batch, dtype = len(inputs["q"]), inputs["q"].dtype
+    flat_keys = plan.keys[0] * plan.stride
+    scratch = {}
+    if plan.stride != plan.keys[1]:
+        for name in inputs:
+            if name in ("q", "k", "v", "d_out"):
+                rows = plan.keys[0] if name in ("k", "v") else plan.chunk
+                scratch[f"flat_{name}"] = pltpu.VMEM((rows * plan.stride, plan.lanes), dtype)
+    if gradient:
+        for name in ("sum_k", "sum_v"):
+            scratch[name] = pltpu.VMEM((plan.items, flat_keys, plan.lanes), jnp.float32)
+    names = [*inputs, *outputs, *scratch]
 
     def body(*refs):
-        refs = dict(zip(names, refs, strict=True))
-        kernel(refs, items, together, width, room, scale, queries)
+        kernel(dict(zip(names, refs, strict=True)), plan)
 
-    scores = batch * heads * queries * keys
-    moved = [*arrays.values(), *shapes]
-    outs = pl.pallas_call(
+    queries, keys = (math.prod(grid) for grid in (plan.queries, plan.keys))
+    products = keys * (5 if gradient else 2)
+    if plan.tables:
+        distances = plan.queries[0] + plan.keys[0] - 1 + 2 * plan.keys[1] - 1
+        products += distances * (3 if gradient else 1)
+    moved = {id(x): x for x in [*inputs.values(), *outputs.values()]}.values()
+    found = pl.pallas_call(
         body,
-        grid=(batch // items, heads // together, -(-queries // chunk)),
-        in_specs=[block(name) for name in arrays],
-        out_specs=[block(name) for name in outputs],
-        out_shape=shapes,
-        scratch_shapes=[pltpu.VMEM(block(name).block_shape, jnp.float32) for name in sums],
+        grid=(plan.blocks, batch // plan.items, plan.chunks + 2 * gradient),
+        in_specs=list(specs.values()),
+        out_specs=list(out_specs.values()),
+        out_shape=list(outputs.values()),
+        scratch_shapes=list(scratch.values()),
         compiler_params=pltpu.CompilerParams(
-            dimension_semantics=("parallel", "parallel", "arbitrary"), vmem_limit_bytes=VMEM_BYTES
+            dimension_semantics=("parallel", "arbitrary", "arbitrary"),
+            vmem_limit_bytes=VMEM_BYTES,
         ),
         cost_estimate=pl.CostEstimate(
-            flops=2 * scores * products(width, extra),
-            transcendentals=scores,
+            flops=2 * batch * plan.blocks * plan.together * plan.depth * queries * products,
+            transcendentals=batch * plan.blocks * plan.together * queries * keys,
             bytes_accessed=sum(math.prod(x.shape) * x.dtype.itemsize for x in moved),
         ),
-    )(*arrays.values())
-    likes = [inputs[name] for name in outputs]
-    return [
-        out.reshape(*x.shape[:3], -1)[..., : x.shape[-1]]
-        for out, x in zip(outs, likes, strict=True)
-    ]
+    )(*inputs.values())
+    return dict(zip(outputs, found, strict=True))
 
 
-def _forward(refs, items, together, width, room, scale, queries):
-    def one(i, _):
-        q, k = refs["q"][i], _keys(refs, i)
-        v = refs["v"][i]
-        out = jnp.zeros(q.shape, jnp.float32)
-        for head in range(together):
-            own = _channels(head, width, q.shape)
-            query = _query(refs, i, jnp.where(own, q, 0), head, room, scale)
-            scores = _product(query, k, (1, 1))  # [chunk, M]
-            weights = jnp.exp(scores - scores.max(1, keepdims=True))
-            values = _product(weights.astype(v.dtype), v, (1, 0))
-            out = jnp.where(own, values / weights.sum(1, keepdims=True), out)
-        refs["out_q"][i] = out.astype(q.dtype)
-        return _
-
-    jax.lax.fori_loop(0, items, one, None)
+def _block(plan, name, offset=0):
+    """Of an array [B, rows, w, channels], from its channel block `offset` on: a chunk of queries,
+    or all keys or values."""
+    if name != "q":
+        shape = (plan.items, *plan.keys, plan.lanes)
+        once = pl.Buffered(1) if plan.chunks > 1 else None  # seldom others: their wait is short
+        return pl.BlockSpec(shape, lambda h, b, t: (b, 0, 0, offset + h), pipeline_mode=once)
+    shape, last = (plan.items, plan.chunk, plan.queries[1], plan.lanes), plan.chunks - 1
+    return pl.BlockSpec(shape, lambda h, b, t: (b, jnp.minimum(t, last), 0, offset + h))
 
 
-def _backward(refs, items, together, width, room, scale, queries):
-    here = pl.program_id(2)
-
-    @pl.when(here == 0)
-    def _():
-        refs["sum_k"][...] = jnp.zeros(refs["sum_k"].shape, jnp.float32)
-        refs["sum_v"][...] = jnp.zeros(refs["sum_v"].shape, jnp.float32)
-
-    def one(i, _):
-        k, v = _keys(refs, i), refs["v"][i]
-        chunk, lanes = refs["q"].shape[1:]
-        # the last block reaches beyond the queries: what lies there must not be summed
-        there = jax.lax.broadcasted_iota(jnp.int32, (chunk, lanes), 0) + here * chunk < queries
-        d_q = jnp.zeros((chunk, lanes), jnp.float32)
-        for head in range(together):
-            own = there & _channels(head, width, (chunk, lanes))
-            query = _query(refs, i, jnp.where(own, refs["q"][i], 0), head, room, scale, there)
-            d_out = jnp.where(own, refs["d_out"][i], 0)
-            scores = _product(k, query, (1, 1))  # [M, chunk]
-            weights = jnp.exp(scores - scores.max(0, keepdims=True))
-            weights = weights / weights.sum(0, keepdims=True)
-            d_weights = _product(v, d_out, (1, 1))
-            d_scores = weights * (d_weights - (weights * d_weights).sum(0, keepdims=True))
-            weights, d_scores = weights.astype(v.dtype), d_scores.astype(v.dtype)
-            refs["sum_v"][i] += _product(weights, d_out, (1, 0))
-            refs["sum_k"][i] += _product(d_scores, query[:, :lanes], (1, 0))
-            d_query = _product(d_scores, k, (0, 0))  # [chunk, lanes + E]
-            d_q = jnp.where(own, scale * d_query[:, :lanes], d_q)
-            if "bias" in refs:
-                at = slice(head * room["bias"], (head + 1) * room["bias"])
-                refs["out_bias"][i, :, at] = d_query[:, lanes:].astype(v.dtype)
-        refs["out_q"][i] = d_q.astype(v.dtype)
-        return _
-
-    jax.lax.fori_loop(0, items, one, None)
-
-    @pl.when(here == pl.num_programs(2) - 1)
-    def _():
-        refs["out_k"][...] = refs["sum_k"][...].astype(refs["out_k"].dtype)
-        refs["out_v"][...] = refs["sum_v"][...].astype(refs["out_v"].dtype)
+def _gradient_at(plan, names, h, b, t):
+    """The block of an array with the parts `names` that its gradient is written to: q's while there
+    are chunks, then k's and then v's."""
+    part = jnp.clip(t - plan.chunks + 1 - "qkv".index(names[0]), 0, len(names) - 1)
+    return b, 0, 0, part * plan.blocks + h
 
 
-def _keys(refs, i):  # [M, lanes + E]
-    k = refs["k"][i]
-    return jnp.concatenate([k, refs["one_hot"][...]], 1) if "bias" in refs else k
+def _placed(plan, rel_pos_h, rel_pos_w):
+    """The tables as matrices [tables, lanes, groups * group] that q of a block is multiplied by.
+
+    Backwards, so that a query's keys follow each other. Where both lie in one matrix, the second
+    begins in the middle; where each has its own, the second is turned by half of it.
+    """
+
+    def place(table, start):
+        backwards = jnp.pad(table[::-1].T, ((0, 0), (0, plan.extra - len(table))))
+        return jnp.roll(backwards, start, 1)
+
+    both = jnp.stack([place(rel_pos_h, 0), place(rel_pos_w, plan.extra // 2)])
+    both = both.sum(0, keepdims=True) if plan.tables == 1 else both
+    placed = jnp.stack([jnp.kron(jnp.eye(plan.together), table) for table in both])
+    missing = plan.groups * plan.group - placed.shape[2]
+    return jnp.pad(placed, ((0, 0), (0, 0), (0, missing)))
 
 
-def _query(refs, i, q, head, room, scale, there=None):  # [chunk, lanes + E]
-    q = (q.astype(jnp.float32) * scale).astype(q.dtype)
-    if "bias" not in refs:
-        return q
-    bias = refs["bias"][i, :, head * room["bias"] : (head + 1) * room["bias"]]
-    if there is not None:
-        bias = jnp.where(there[:, :1], bias, 0)
-    return jnp.concatenate([q, bias], 1)
+def _one_hot(plan):
+    """[keys, group]: the channels of the keys that meet q.Rh and q.Rw of any head."""
+    key = np.arange(plan.keys[0] * plan.stride)[:, None]
+    channel = np.arange(plan.group) % plan.extra
+    row, column = key // plan.stride, key % plan.stride
+    found = (channel == row) | (channel == plan.extra // 2 + column)
+    none = NO_KEY * (channel == plan.extra // 2 + plan.keys[1])
+    return np.where(column < plan.keys[1], found, none)
 
 
-def _channels(head, width, shape):  # whether a channel is of this head
-    return jax.lax.broadcasted_iota(jnp.int32, shape, 1) // width == head
-
-
-def _product(a, b, contracted):
-    exact = jax.lax.Precision.HIGHEST if a.dtype == jnp.float32 else None
-    dimensions = (((contracted[0],), (contracted[1],)), ((), ()))
-    return jax.lax.dot_general(
-        a, b, dimensions, precision=exact, preferred_element_type=jnp.float32
-    )
+def _together(depth):  # heads of so many channels that fill a block
+    return math.lcm(depth, LANES) // depth
 
 
 def _up(number, multiple):
