@@ -8,7 +8,6 @@ encoder; each forward and with the gradient.
 """
 
 import argparse
-import json
 import time
 from pathlib import Path
 
@@ -19,6 +18,7 @@ import numpy as np
 from samclip_jax import hlo, models
 from samclip_jax.compile_only import topology_devices
 from samclip_jax.errors import command
+from samclip_jax.metrics import write_json
 from samclip_jax.models.config import SamConfig
 from samclip_jax.ops.attention import self_attention
 
@@ -122,7 +122,7 @@ def main():
                 flush=True,
             )
     if given.report:
-        given.report.write_text(json.dumps(report, indent=2) + "\n")
+        write_json(given.report, report)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,8 @@ import sys
 from pathlib import Path
 
 from benchmarks.process import measured
+from samclip_jax.errors import command
+from samclip_jax.metrics import write_json
 from samclip_jax.report import COLUMNS, ROWS
 
 
@@ -34,6 +36,7 @@ def metric(reports, name, key):
     return spread([None if value is None else 100 * value for value in values])
 
 
+@command
 def main():
     parser = argparse.ArgumentParser(prog="demo", description=__doc__.split("\n")[0])
     parser.add_argument("--seeds", type=int, default=3)
@@ -64,7 +67,7 @@ def main():
     print(table(figures), table(claims), table(interpolations), sep="\n\n")
     print("\nseconds:", spread([report["seconds"] for report in reports], 0))
     if given.report:
-        given.report.write_text(json.dumps(reports, indent=2) + "\n")
+        write_json(given.report, reports)
 
 
 if __name__ == "__main__":

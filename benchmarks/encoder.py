@@ -7,7 +7,6 @@ transformers' SamModel. Every round runs each once, in turn; medians are compare
 """
 
 import argparse
-import json
 import statistics
 import sys
 import time
@@ -18,6 +17,7 @@ import numpy as np
 
 from samclip_jax import models
 from samclip_jax.errors import command
+from samclip_jax.metrics import write_json
 from samclip_jax.models.config import SamConfig
 
 sys.path.append(str(Path(__file__).parents[1] / "tests"))  # the originals as the tests have them
@@ -82,7 +82,7 @@ def main():
         print(f"| {name} | {median:.2f} | {median / medians['segment_anything']:.2f} |")
     if given.report:
         report = {"seconds": seconds, "medians": medians, "error": float(error)}
-        given.report.write_text(json.dumps(report, indent=2) + "\n")
+        write_json(given.report, report)
 
 
 if __name__ == "__main__":

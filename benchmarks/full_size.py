@@ -16,6 +16,8 @@ from pathlib import Path
 
 from benchmarks.process import measured
 from samclip_jax import models
+from samclip_jax.errors import command
+from samclip_jax.metrics import write_json
 from samclip_jax.models.config import ClipConfig, SamConfig
 from tools.convert_weights.export import released, write_safetensors, write_torch
 from tools.convert_weights.rules import OPEN_CLIP, SEGMENT_ANYTHING
@@ -68,6 +70,7 @@ def steps_of(workdir):
     return {"steps": len(lines), "losses": losses, "seconds_per_step": seconds[len(seconds) // 2]}
 
 
+@command
 def main():
     parser = argparse.ArgumentParser(prog="full_size", description=__doc__.split("\n")[0])
     parser.add_argument("--coco", type=Path, required=True)
@@ -135,7 +138,7 @@ def main():
         report[task] |= {k: v for k, v in found.items() if k not in ("config", "seconds")}
     print(json.dumps(report, indent=2))
     if given.report:
-        given.report.write_text(json.dumps(report, indent=2) + "\n")
+        write_json(given.report, report)
 
 
 if __name__ == "__main__":

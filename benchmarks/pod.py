@@ -16,6 +16,7 @@ from pathlib import Path
 from configs import stage2
 from samclip_jax.compile_only import compile_only
 from samclip_jax.errors import UserError, command
+from samclip_jax.metrics import write_json
 from samclip_jax.models.config import ImageEncoderConfig, SamConfig, to_dict
 
 VIT_H = ImageEncoderConfig(width=1280, depth=32, heads=16, mlp_width=5120)
@@ -94,7 +95,7 @@ def main():
             if encoder:
                 report[name]["encoder"] = dataclasses.asdict(encoder)
         if given.report:
-            given.report.write_text(json.dumps(report, indent=2) + "\n")
+            write_json(given.report, report)
     print(HEADER)
     print("\n".join(row(*item) for item in report.items()))
 

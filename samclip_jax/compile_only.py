@@ -5,7 +5,6 @@ The program is the one that is trained, for every CLIP resolution. Needs the lib
 
 import importlib.util
 import itertools
-import json
 import os
 import re
 import time
@@ -13,11 +12,11 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
-from etils import epath
 from jax.experimental import topologies
 
 from samclip_jax import checkpoint, flops, hlo, models, optim, sharding, train
-from samclip_jax.errors import UserError, os_errors
+from samclip_jax.errors import UserError
+from samclip_jax.metrics import write_json
 from samclip_jax.models.config import ClipConfig, ClipHeadConfig, SamClipConfig, SamConfig, kind_of
 
 
@@ -73,8 +72,7 @@ def compile_only(values, topology, report=None):
     found = summary(topology, mesh, chip, entries, config.steps)
     print(table(found), flush=True)
     if report:
-        with os_errors(f"{report} was not written"):
-            epath.Path(report).write_text(json.dumps(found, indent=2) + "\n")
+        write_json(report, found)
     if not found["fits"]:
         most = max(entries, key=lambda program: program["hbm_bytes_per_device"])
         raise UserError(
@@ -177,12 +175,7 @@ def abstract_step(config, streams, mesh, sizes):
     graph, params = models.split(models.abstract(student))
     trainable, frozen, factors = optim.partition(params, config.lr_factors)
     optimizer = optim.adamw(config.optimizer, factors)
-    counts = {"step": 0, "bad_step": -1, "positions": dict.fromkeys(streams, 0)}
-    state = {
-        **jax.tree.map(np.int32, counts),
-        "params": trainable,
-        "opt_state": jax.eval_shape(optimizer.init, trainable),
-    }
+    state = train.start_state(streams, trainable, jax.eval_shape(optimizer.init, trainable))
     split = {name: models.split(models.abstract(each)) for name, each in teachers.items()}
     graphs = {name: teacher_graph for name, (teacher_graph, _) in split.items()}
     shapes, batches = {}, {}

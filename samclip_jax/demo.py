@@ -26,6 +26,7 @@ from samclip_jax.data.shapes import TEMPLATES
 from samclip_jax.data.sources import make_source
 from samclip_jax.data.worker import end_with
 from samclip_jax.inference.model import load
+from samclip_jax.metrics import write_json
 from samclip_jax.report import claims, write_html
 
 WORKDIR = flags.DEFINE_string("workdir", "runs/demo", "where everything is written")
@@ -56,7 +57,7 @@ def run(workdir, seed=0):
     report = side_by_side((baseline, workdir, configs, DATA), (merged, workdir, configs, DATA))
     report["claims"] = claims(report)
     report["seconds"] = round(time.monotonic() - began, 1)
-    (workdir / "report.json").write_text(json.dumps(report, indent=2) + "\n")
+    write_json(workdir / "report.json", report)
     model, scenes = load(workdir / "stage3"), make_source(**DATA["scenes"])
     write_html(workdir / "report.html", report, model, scenes, demo_config.REFINEMENT)
     return report

@@ -125,6 +125,8 @@ class Program:
 
     def __init__(self, text):
         self.computations, self.entry = {}, None
+        found = dict(re.findall(r"(num_partitions|replica_count)=(\d+)", text.partition("\n")[0]))
+        self._devices = math.prod(map(int, found.values()))
         for line in re.sub(r"/\*.*?\*/", "", text).splitlines():
             if found := re.match(r"(ENTRY )?%?([\w.-]+) .*\{$", line):
                 here = self.computations[found[2]] = {}
@@ -165,7 +167,7 @@ class Program:
             sent = inside.collective_bytes / (2 if self._scatters(one) else 1)
             return Counts(inside.flops, *_totals(traffic), sent)
         traffic = self._traffic(one, here)
-        return Counts(_flops(one, here), *_totals(traffic), _collective_bytes(one, here))
+        return Counts(_flops(one, here), *_totals(traffic), self._sent(one, here))
 
     def _scatters(self, one):
         """Whether a fusion is a reduce-scatter: TPUs have it as a sum of which a part is kept."""
@@ -247,6 +249,19 @@ class Program:
             update = inside[found.operands[1]]
             return min(whole, sum(array.bytes for array in update.arrays))
         return whole
+
+    def _sent(self, one, here):
+        """Bytes that a device sends, by the usual algorithms on a ring."""
+        kind = one.opcode.removesuffix("-start")
+        if _goes_on(one, here):
+            return 0
+        size = sum(sum(a.bytes for a in here[name].arrays) for name in one.operands)
+        if kind == "collective-permute":
+            return size
+        if kind not in ("all-reduce", "all-gather", "reduce-scatter", "all-to-all"):
+            return 0
+        group = _group_size(one, self._devices)
+        return {"all-reduce": 2, "all-gather": group}.get(kind, 1) * (group - 1) / group * size
 
     def _turns(self, one, here):
         """How often a while runs: as XLA noted, or its counter goes from constant to constant."""
@@ -349,27 +364,13 @@ def _convolution_flops(one, image, kernel):
 
 def _goes_on(one, here):
     """Whether it is part of a collective that is spread over several fusions, not the last part."""
-    parts = any("AsyncCollectiveDone" in other.attributes for other in here.values())
-    return not parts and ("chain_id=" in one.attributes or "AsyncCollective" in one.attributes)
+    if "chain_id=" not in one.attributes and "AsyncCollective" not in one.attributes:
+        return False
+    return not any("AsyncCollectiveDone" in other.attributes for other in here.values())
 
 
-def _collective_bytes(one, here):
-    """What a device sends, by the usual algorithms on a ring."""
-    kind = one.opcode.removesuffix("-start")
-    if _goes_on(one, here):
-        return 0
-    if kind == "collective-permute":
-        return sum(sum(a.bytes for a in here[name].arrays) for name in one.operands)
-    if kind not in ("all-reduce", "all-gather", "reduce-scatter", "all-to-all"):
-        return 0
-    group = _group_size(one)
-    share = (group - 1) / group
-    size = sum(sum(a.bytes for a in here[name].arrays) for name in one.operands)
-    return {"all-reduce": 2, "all-gather": group}.get(kind, 1) * share * size
-
-
-def _group_size(one):
-    """Devices that talk to each other, from any of the three ways in which XLA writes groups."""
+def _group_size(one, devices):
+    """Devices that talk to each other, from any of the ways in which XLA writes groups."""
     groups = one.attributes.partition("replica_groups=")[2]
     if found := re.match(r"mesh\[([^\]]*)\](?:, device_ids=\(.*?\)\))? \{([^}]*)\}", groups):
         sizes = dict(re.findall(r"'(\w+)'=(\d+)", found[1]))
@@ -379,4 +380,6 @@ def _group_size(one):
         return int(found[1])
     if found := re.match(r"\{\{([\d,]+)\}", groups):
         return len(found[1].split(","))
+    if groups.startswith("{}"):
+        return devices
     raise ValueError(f"{one.name}: whose collective is it? {groups[:200]}")

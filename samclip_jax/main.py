@@ -19,6 +19,8 @@ DISTRIBUTED = flags.DEFINE_bool("distributed", False, "join the other hosts of a
 
 def main(values):
     if COMPILE_ONLY.value:
+        if WORKDIR.value or DISTRIBUTED.value:
+            raise UserError("--compile_only trains nothing: leave out --workdir and --distributed")
         jax.config.update("jax_platforms", "cpu")  # libtpu only compiles; it would look for a TPU
         from samclip_jax import compile_only
 

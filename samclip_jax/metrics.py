@@ -62,6 +62,12 @@ class MetricWriter:
                 self._file.close()
 
 
+def write_json(path, value):
+    """value as JSON; UserError where it cannot be written."""
+    with os_errors(f"{path} was not written"):
+        epath.Path(path).write_text(json.dumps(value, indent=2) + "\n")
+
+
 class Timer:
     """Seconds a step since it was last asked, and the part of them that was spent on data."""
 

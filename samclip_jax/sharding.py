@@ -38,8 +38,8 @@ def make_mesh(fsdp=1, batches=(), devices=None):
     devices = jax.devices() if devices is None else devices
     together = math.gcd(len(devices), *batches)  # devices that have images of their own
     if together % fsdp:
-        kept = "" if together == len(devices) else f", of which {together} have their own images"
-        raise UserError(f"fsdp={fsdp} does not divide the {len(devices)} devices here{kept}")
+        kept = "" if together == len(devices) else f"{together} groups that share images, of "
+        raise UserError(f"fsdp={fsdp} does not divide {kept}the {len(devices)} devices here")
     shape = (together // fsdp, fsdp, len(devices) // together)
     slices = len({getattr(device, "slice_index", 0) for device in devices})
     if slices > 1:

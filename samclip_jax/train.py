@@ -168,6 +168,12 @@ def require_cuts(config, streams, patch, mesh):
 # ------------------------------------------------------------------------------------------ step
 
 
+def start_state(streams, params, opt_state):
+    """The train state before the first step; its counts are numpy's."""
+    counts = {"step": 0, "bad_step": -1, "positions": dict.fromkeys(streams, 0)}
+    return {**jax.tree.map(np.int32, counts), "params": params, "opt_state": opt_state}
+
+
 def make_step(config, student_graph, teacher_graphs, optimizer, mesh):
     """The jitted step: (state, frozen, teachers, batches) -> (state, metrics); call it under mesh.
 
@@ -299,13 +305,9 @@ def train(values, workdir):
     trainable, frozen, factors = optim.partition(params, config.lr_factors)
     optimizer, schedule = optim.adamw(config.optimizer, factors), optim.schedule(config.optimizer)
     moments = sharding.shardings(mesh, jax.eval_shape(optimizer.init, trainable))
-    counts = {"step": 0, "bad_step": -1, "positions": dict.fromkeys(opened, 0)}
-    state = {
-        **sharding.shard(mesh, jax.tree.map(np.int32, counts)),
-        "params": trainable,
-        "opt_state": jax.jit(optimizer.init, out_shardings=moments)(trainable),
-    }
-    del params, trainable
+    opt_state = jax.jit(optimizer.init, out_shardings=moments)(trainable)
+    state = sharding.shard(mesh, start_state(opened, trainable, opt_state))
+    del params, trainable, opt_state
     checkpoints = checkpoint.TrainCheckpoints(
         workdir, config.checkpoint_every, config.checkpoints_kept
     )

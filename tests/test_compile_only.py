@@ -5,10 +5,11 @@ import subprocess
 import sys
 
 import jax
+import numpy as np
 import pytest
 
 from configs import demo, stage1, stage2, stage3
-from samclip_jax import checkpoint, models, train
+from samclip_jax import checkpoint, models, sharding, train
 from samclip_jax import compile_only as co
 from samclip_jax.errors import UserError
 from samclip_jax.models.config import (
@@ -93,6 +94,17 @@ def test_every_program_of_a_stage_can_be_cut_over_256_chips(stage):
 
 
 @tpu
+def test_several_slices_are_cut_along_the_batch():
+    """State and the devices that share an image stay within a slice."""
+    mesh = sharding.make_mesh(2, (16, 8), co.topology_devices("v5e:2x2*4"))
+    assert dict(mesh.shape) == {"data": 4, "fsdp": 2, "image": 2}
+    slices = np.vectorize(lambda device: device.slice_index)(mesh.devices)
+    assert (slices == np.arange(4)[:, None, None]).all()
+    with pytest.raises(UserError, match="4 slices need a data axis that they divide, it is 2"):
+        sharding.make_mesh(2, (16, 4), co.topology_devices("v5e:2x2*4"))
+
+
+@tpu
 def test_the_report_has_an_entry_for_every_program(small, tmp_path, capsys):
     """Eight chips, of which two share each of the 4 SAM images, and each a CLIP image of 448 px."""
     found = co.compile_only(experiment(small, clip_batch=32), "v5e:2x4", tmp_path / "report.json")
@@ -142,6 +154,7 @@ def test_the_compilers_own_refusal_says_the_same(small, tmp_path):
             ["--compile_only=v5e:16x16", "--config.streams.sam.batch_size=2"],
             "128 devices cannot share an image of 64 rows of patches and 32 prompts evenly",
         ),
+        (["--compile_only=v5e:2x4", "--workdir=run"], "leave out --workdir"),
         (["--report=report.json", "--workdir=run"], "--report goes with --compile_only"),
     ],
 )

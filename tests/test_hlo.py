@@ -175,6 +175,17 @@ def test_collectives_count_what_a_device_sends_every_turn(run_python):
     assert code == 0, err
 
 
+def test_groups_that_are_not_written_are_all_devices():
+    program = """HloModule sums, num_partitions=8
+
+ENTRY %main (x: f32[4]) -> f32[4] {
+  %x = f32[4]{0} parameter(0)
+  ROOT %sum = f32[4]{0} all-reduce(%x), channel_id=1, replica_groups={}, to_apply=%add
+}
+"""
+    assert hlo.count(program).collective_bytes == 2 * 7 / 8 * 16
+
+
 @pytest.mark.slow
 def test_collectives_in_fusions_count_once():
     """TPUs spread a gather over the fusions that it runs beside, and cut a sum within one."""

@@ -82,7 +82,7 @@ def test_state_and_batches_are_cut_over_eight_devices_and_keep_their_values(run_
     assert code == 0, err
     assert out.splitlines() == [
         "fsdp=3 does not divide the 8 devices here",
-        "fsdp=4 does not divide the 8 devices here, of which 2 have their own images",
+        "fsdp=4 does not divide 2 groups that share images, of the 8 devices here",
         "a batch of 3 images does not divide over 8 devices; "
         "use a batch_size that is a multiple of 8",
     ]
@@ -92,7 +92,7 @@ def test_one_device_holds_everything_whole():
     mesh = sharding.make_mesh()
     tree = {"w": np.ones((512, 512), np.float32), "step": np.int32(3)}
     placed = sharding.shard(mesh, tree)
-    assert all(leaf.is_fully_replicated for leaf in jax.tree.leaves(placed))
+    assert all(leaf.sharding.spec == jax.P() for leaf in jax.tree.leaves(placed))
     batch = sharding.shard_batch(mesh, 3, {"image": np.ones((3, 4), np.uint8)})
     assert batch["image"].shape == (3, 4) and batch["image"].dtype == np.uint8
 

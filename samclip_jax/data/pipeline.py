@@ -7,8 +7,8 @@ from it and the seed:
     example e  is record `order[e]`: every epoch is another shuffle of all sources, each image once
     its draws  come from (seed, e); so does the record that replaces it if it cannot be used
 
-Each process makes its own contiguous part of every batch, so the examples of batch g, and their
-order across the processes, do not depend on how many there are.
+Each process makes its own run of every batch's examples, so which examples batch g has does not
+depend on how many processes there are.
 """
 
 import dataclasses

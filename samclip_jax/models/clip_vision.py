@@ -37,8 +37,8 @@ class ClipVision(nnx.Module):
         images = resize_images(images, (self.config.image_size,) * 2)
         return ((images - jnp.array(self.config.mean)) / jnp.array(self.config.std)).astype(dtype)
 
-    def __call__(self, images, remat=False):  # float [B, H, W, 3], normalised -> [B, embed_dim]
-        return self.project(self.tokens(images, remat)[:, 0])
+    def __call__(self, images):  # float [B, H, W, 3], normalised -> [B, embed_dim]
+        return self.project(self.tokens(images)[:, 0])
 
     def dense(self, images, values=False):  # -> [B, h, w, embed_dim]
         """The patch tokens in the text space: as the last block leaves them or (values=True) as its
@@ -47,8 +47,8 @@ class ClipVision(nnx.Module):
         h, w = (size // self.config.patch for size in images.shape[1:3])
         return self.project(tokens[:, 1:]).reshape(images.shape[0], h, w, -1)
 
-    def tokens(self, images, remat=False):  # -> [B, 1 + h * w, width], the class token first
-        return scan(self.blocks, self.embed(images), remat)
+    def tokens(self, images):  # -> [B, 1 + h * w, width], the class token first
+        return scan(self.blocks, self.embed(images), remat=False)
 
     def embed(self, images):
         x = self.patch_embed(images)
