@@ -154,10 +154,9 @@ def _relative(refs, plan, q, time):
     found = []
     distances, for_rows, between = _distances(plan, (len(q), plan.group), time)
     for group in range(plan.groups):
-        at, to = _tables_at(plan, group)
-        products = [
-            _product(q[:, at], refs["tables"][i, at, to], (1, 0)) for i in range(plan.tables)
-        ]
+        at = plan.span(plan.heads(group))
+        tables = refs["tables"][:, group, : at.stop - at.start]
+        products = [_product(q[:, at], table, (1, 0)) for table in tables]
         moved = [_move(plan, x, to) for x, to in zip(products, distances, strict=True)]
         found.append(jnp.where(between, 1, jnp.where(for_rows, moved[0], moved[-1])))
     return found
@@ -169,17 +168,13 @@ def _relative_backward(refs, plan, q, d_further, time, d_q):
         return
     distances, for_rows, _ = _distances(plan, d_further[0].shape, time)
     for group, d_moved in enumerate(d_further):
-        at, to = _tables_at(plan, group)
+        at = plan.span(plan.heads(group))
+        here = slice(at.stop - at.start)
         halves = [jnp.where(for_rows, d_moved, 0), jnp.where(for_rows, 0, d_moved)]
         for i, d in enumerate([d_moved] if plan.tables == 1 else halves):
             d = _move(plan, d, distances[i], back=True).astype(q.dtype)
-            _add(d_q, at, _product(d, refs["tables"][i, at, to], (1, 1)))
-            refs["d_tables"][i, at, to] += _product(q[:, at], d, (0, 0))
-
-
-def _tables_at(plan, group):
-    """Where in the tables a group is: (channels of its heads, its own)."""
-    return plan.span(plan.heads(group)), slice(group * plan.group, (group + 1) * plan.group)
+            _add(d_q, at, _product(d, refs["tables"][i, group, here], (1, 1)))
+            refs["d_tables"][i, group, here] += _product(q[:, at], d, (0, 0))
 
 
 def _distances(plan, shape, time):

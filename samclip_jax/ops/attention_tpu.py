@@ -119,7 +119,7 @@ def backward(heads, arrays, tables, d_out):
     if tables:
         size = inputs["tables"].shape
         outputs["d_tables"] = jax.ShapeDtypeStruct((plan.blocks, *size), jnp.float32)
-        out_specs["d_tables"] = pl.BlockSpec((None, *size), lambda h, b, t: (h, 0, 0, 0))
+        out_specs["d_tables"] = pl.BlockSpec((None, *size), lambda h, b, t: (h, 0, 0, 0, 0))
     found = _call(attention_kernels.backward, plan, inputs, specs, outputs, out_specs)
     d_arrays = tuple(found[f"d_{names}"] for names in parts)
     if not tables:
@@ -140,8 +140,11 @@ def _inputs(heads, arrays, tables):
     if tables:
         inputs["tables"] = _placed(plan, *tables).astype(arrays[0].dtype)
         inputs["one_hot"] = jnp.asarray(_one_hot(plan), arrays[0].dtype)
-        specs["tables"] = pl.BlockSpec(inputs["tables"].shape, lambda h, b, t: (0, 0, 0))
-        specs["one_hot"] = pl.BlockSpec(inputs["one_hot"].shape, lambda h, b, t: (0, 0))
+        for name in ("tables", "one_hot"):
+            origin = (0,) * inputs[name].ndim
+            specs[name] = pl.BlockSpec(
+                inputs[name].shape, lambda h, b, t, at=origin: at, pipeline_mode=pl.Buffered(1)
+            )
     return plan, parts, inputs, specs
 
 
@@ -210,7 +213,8 @@ def _gradient_at(plan, names, h, b, t):
 
 
 def _placed(plan, rel_pos_h, rel_pos_w):
-    """The tables as matrices [tables, lanes, groups * group] that q of a block is multiplied by.
+    """The tables as matrices [tables, groups, channels, group] that q of a block is multiplied by,
+    its channels where the heads of a group lie.
 
     Backwards, so that a query's keys follow each other. Where both lie in one matrix, the second
     begins in the middle; where each has its own, the second is turned by half of it.
@@ -223,8 +227,12 @@ def _placed(plan, rel_pos_h, rel_pos_w):
     both = jnp.stack([place(rel_pos_h, 0), place(rel_pos_w, plan.extra // 2)])
     both = both.sum(0, keepdims=True) if plan.tables == 1 else both
     placed = jnp.stack([jnp.kron(jnp.eye(plan.together), table) for table in both])
-    missing = plan.groups * plan.group - placed.shape[2]
-    return jnp.pad(placed, ((0, 0), (0, 0), (0, missing)))
+    placed = jnp.pad(placed, ((0, 0), (0, 0), (0, plan.groups * plan.group - placed.shape[2])))
+    columns = jnp.split(placed, plan.groups, 2)
+    rows = [column[:, plan.span(plan.heads(group))] for group, column in enumerate(columns)]
+    most = max(each.shape[1] for each in rows)
+    rows = [jnp.pad(each, ((0, 0), (0, most - each.shape[1]), (0, 0))) for each in rows]
+    return jnp.stack(rows, 1)
 
 
 def _one_hot(plan):
