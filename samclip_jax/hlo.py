@@ -16,6 +16,13 @@ FREE = set(
     "opt-barrier add-dependency".split()
 )
 SLICES = {"dynamic-slice", "slice", "gather"}
+COLLECTIVES = {
+    "all-reduce",
+    "all-gather",
+    "reduce-scatter",
+    "all-to-all",
+    "collective-permute",
+}
 BITS = {"pred": 8, "s4": 4, "u4": 4}  # others carry their bits in their name
 
 
@@ -255,11 +262,11 @@ class Program:
         kind = one.opcode.removesuffix("-start")
         if _goes_on(one, here):
             return 0
+        if kind not in COLLECTIVES:
+            return 0
         size = sum(sum(a.bytes for a in here[name].arrays) for name in one.operands)
         if kind == "collective-permute":
             return size
-        if kind not in ("all-reduce", "all-gather", "reduce-scatter", "all-to-all"):
-            return 0
         group = _group_size(one, self._devices)
         return {"all-reduce": 2, "all-gather": group}.get(kind, 1) * (group - 1) / group * size
 

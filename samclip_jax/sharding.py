@@ -230,12 +230,13 @@ def whole(x):
     return gather(x)
 
 
-def on_each_device(function, parts):
-    """function(axes, x, weights) -> like x, by every device on what it has of x.
+def on_each_device(function, whole):
+    """function(axes, x, weights) -> y, by every device on what it has of x; y is cut as x is.
 
-    parts: x is [B * parts, ...], each for itself, and where they do not divide over the devices
-    those that share an image do the same; axes is (). Otherwise [B, h, ...], and `axes` of the mesh
-    are those along which other devices have further rows of the same images.
+    whole: x is [B * parts, ...], each whole on a device, and where they do not divide over the
+    devices those that share an image do the same; axes is (). Otherwise x is [B, h, ...], and along
+    `axes` of the mesh other devices have further rows of the same images. Every device has all
+    weights.
     """
     cut = _CUT.get()
     if cut is None:
@@ -243,9 +244,9 @@ def on_each_device(function, parts):
 
     def on_all(x, weights):
         apart = cut.images + (cut.within if len(x) % cut.mesh.size == 0 else ())
-        spec = P(apart) if parts else P(cut.images, cut.within)
-        each = functools.partial(function, () if parts else cut.within)
-        return jax.shard_map(
+        spec = P(apart) if whole else P(cut.images, cut.within)
+        each = functools.partial(function, () if whole else cut.within)
+        return jax.shard_map(  # a kernel does not tell over which axes its results vary
             each, mesh=cut.mesh, in_specs=(spec, P()), out_specs=spec, check_vma=False
         )(x, weights)
 

@@ -2,7 +2,7 @@
 
 A stage is a set of distillation terms. Stage 1 has L_CLIP with the encoder frozen, stage 2 has
 L_CLIP + 10 L_SAM with everything trained, stage 3 is stage 1 at higher resolution. The step takes
-the gradient of one term after the other and makes one update from their weighted sum.
+the gradient of every term and makes one update from their weighted sum.
 """
 
 import collections

@@ -1,4 +1,4 @@
-"""Attention: the folded relative position, the chunks and the TPU kernel are exact."""
+"""Attention: the relative position, the chunks and the TPU kernels are exact."""
 
 import functools
 
@@ -62,7 +62,7 @@ def assert_exact(arrays, grid):
 
 @pytest.mark.parametrize("grid", [(5, 3), (12, 13)])
 def test_relative_position_is_the_explicit_bias(grid):
-    """h and w told apart; 15 tokens are too few for the fused form, 156 are not."""
+    """h and w told apart; 15 tokens are not kept for the gradient by themselves, 156 are."""
     assert_exact(grids(0, *grid), grid)
 
 
@@ -114,16 +114,18 @@ def test_the_kernel_in_bfloat16(kernel):
         assert_close(ours, reference, BFLOAT16)
 
 
-def test_the_kernel_without_relative_position(kernel):
-    """257 tokens of CLIP."""
-    q, k, v, direction = draw(0, *[(2, 257, 2, 64)] * 4)
+@pytest.mark.parametrize("grid", [(1, 257), (12, 12), (8, 16)])
+def test_without_relative_position(kernel, grid):
+    """257 tokens of CLIP; rows with gaps between them, which are not for the kernel; without."""
+    tokens = grid[0] * grid[1]
+    q, k, v, direction = draw(0, *[(2, tokens, 2, 64)] * 4)
 
     def plain(q, k, v):
         weights = jax.nn.softmax(jnp.einsum("bnhd,bmhd->bhnm", q, k) / 8, -1)
         return jnp.einsum("bhnm,bmhd->bnhd", weights, v)
 
     def ours(q, k, v):
-        qkv = jnp.concatenate([x.reshape(2, 1, 257, -1) for x in (q, k, v)], -1)
+        qkv = jnp.concatenate([x.reshape(2, *grid, -1) for x in (q, k, v)], -1)
         return ops.self_attention(qkv, 2).reshape(q.shape)
 
     output, pull = jax.vjp(ours, q, k, v)

@@ -133,8 +133,8 @@ def test_the_clip_tower_counts_what_its_formula_says(counted):
 @pytest.mark.parametrize("device_sharding", [TPU], indirect=True)
 @pytest.mark.parametrize("grid, width", [((14, 14), 64), ((28, 20), 80)])
 def test_a_kernel_counts_what_its_formula_says(counted, grid, width):
-    """q k^T, the values, q with the tables; for the gradient two of each, and what is made again:
-    q k^T, q with the tables."""
+    """q k^T, the values, q with the tables, one-hot channels; for the gradient two of each (one of
+    the last), and what is made again: all but the values."""
     h, w = grid
     arrays = shape(2, h, w, 3 * 8 * width), *(shape(2 * n - 1, width) for n in grid)
 
@@ -143,10 +143,11 @@ def test_a_kernel_counts_what_its_formula_says(counted, grid, width):
 
     scores = 2 * 8 * (h * w) ** 2 * 2 * width
     tables = 2 * 8 * h * w * 2 * width * (2 * h - 1 + 2 * w - 1)
+    one_hot = 2 * 8 * (h * w) ** 2 * 2 * (h + w)
     forward, _ = counted(loss, *arrays)
-    assert abs(forward.flops / (2 * scores + tables) - 1) < 1e-3
+    assert abs(forward.flops / (2 * scores + tables + one_hot) - 1) < 1e-3
     both, _ = counted(jax.grad(loss, range(3)), *arrays)
-    assert abs(both.flops / (7 * scores + 4 * tables) - 1) < 0.02
+    assert abs(both.flops / (7 * scores + 4 * tables + 3 * one_hot) - 1) < 0.02
 
 
 EIGHT_DEVICES = """

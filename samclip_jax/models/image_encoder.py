@@ -52,7 +52,7 @@ class ViTDetBlock(nnx.Module):
         if self.window:
             x = to_windows(x, self.window)
         rel_pos = self.rel_pos_h[...], self.rel_pos_w[...]
-        x = self_attention(self.qkv(x), self.heads, rel_pos, windows=self.window > 0)
+        x = self_attention(self.qkv(x), self.heads, rel_pos, whole=self.window > 0)
         if self.window:
             x = from_windows(x, shape)
         return self.proj(x)

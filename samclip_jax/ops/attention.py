@@ -37,19 +37,20 @@ def attention(q, k, v, *, scale=1.0, mask=None):
     return jnp.einsum("bhnm,bmhd->bnhd", weights.astype(v.dtype), v)
 
 
-def self_attention(qkv, heads, rel_pos=(), windows=True):
+def self_attention(qkv, heads, rel_pos=(), whole=True):
     """softmax(q k^T / sqrt(D)) v within every grid of tokens, as `attention`.
 
     qkv [B, h, w, 3 C]: q, k and v side by side, in each the heads side by side -> [B, h, w, C].
     rel_pos: SAM's tables (rel_pos_h, rel_pos_w) [L, D], resized to 2 h - 1 and 2 w - 1 rows, which
-    the unscaled q meets (segment_anything add_decomposed_rel_pos); () where h is 1.
-    windows: the grids are windows of images, not images.
+    the unscaled q meets (segment_anything add_decomposed_rel_pos).
+    whole: every grid lies whole on a device, as windows do; else devices may share its rows.
+    On TPUs by a kernel, where attention_tpu.takes the arrays.
     """
     h, w = qkv.shape[1:3]
     tables = tuple(resize_line(x, 2 * n - 1) for x, n in zip(rel_pos, (h, w), strict=False))
     if h * w < KERNEL_FROM:
         return _any_platform(heads, (qkv,), tables)
-    attend = sharding.on_each_device(functools.partial(_on_a_device, heads), windows)
+    attend = sharding.on_each_device(functools.partial(_on_a_device, heads), whole)
     return checkpoint_name(attend(qkv, tables), ATTENDED)
 
 
@@ -72,7 +73,7 @@ def _attend(heads, arrays, tables):
     """The attention of attention_tpu.forward. Only the inputs are kept for the gradient."""
     default = functools.partial(_any_platform, heads)
     kernel = functools.partial(attention_tpu.forward, heads)
-    kernel = kernel if attention_tpu.takes(heads, arrays) else default
+    kernel = kernel if attention_tpu.takes(heads, arrays, tables) else default
     return jax.lax.platform_dependent(arrays, tables, tpu=kernel, default=default)
 
 
@@ -85,7 +86,7 @@ def _attend_backward(heads, inputs, d_out):
         return jax.vjp(functools.partial(_any_platform, heads), arrays, tables)[1](d_out)
 
     kernel = functools.partial(attention_tpu.backward, heads)
-    kernel = kernel if attention_tpu.takes(heads, inputs[0]) else default
+    kernel = kernel if attention_tpu.takes(heads, *inputs) else default
     return jax.lax.platform_dependent(*inputs, d_out, tpu=kernel, default=default)
 
 

@@ -24,7 +24,7 @@ def forward(refs, plan):
     time = pl.program_id(2)
     _clear(refs)
 
-    def one(i, _):
+    def one(i, carry):
         q, k, v = (_flat(refs, plan, name, i) for name in "qkv")
         further = _relative(refs, plan, q, time)
         out = _columns(q)
@@ -36,7 +36,7 @@ def forward(refs, plan):
             values = _product(weights.astype(v.dtype), v[:, at], (1, 0))
             _add(out, at, jnp.where(own, values / weights.sum(1, keepdims=True), 0))
         _write(refs["out"], plan, i, 0, jnp.concatenate(out, 1))
-        return _
+        return carry
 
     jax.lax.fori_loop(0, plan.items, one, None)
 
@@ -52,7 +52,7 @@ def backward(refs, plan):
         for name in ("sum_k", "sum_v"):
             refs[name][...] = jnp.zeros(refs[name].shape, jnp.float32)
 
-    def one(i, _):
+    def one(i, carry):
         q, k, v, d_out = (_flat(refs, plan, name, i) for name in ("q", "k", "v", "d_out"))
         further = _relative(refs, plan, q, time)
         d_further = [jnp.zeros(x.shape, jnp.float32) for x in further]
@@ -76,7 +76,7 @@ def backward(refs, plan):
                 d_further[group] += jnp.where(mine, d_query[:, own.shape[1] :], 0)
         _relative_backward(refs, plan, q, d_further, time, d_q)
         _write(d_refs["q"], plan, i, time * plan.chunk, jnp.concatenate(d_q, 1))
-        return _
+        return carry
 
     @pl.when(time < plan.chunks)
     def _():

@@ -18,7 +18,8 @@ from jax.experimental.pallas import tpu as pltpu
 from samclip_jax.ops import attention_kernels
 from samclip_jax.ops.attention_kernels import LANES
 
-SCORES = 2**20  # a block of scores has no more elements: 4 x 64 queries against 64 x 64 keys
+SCORES = 2**20  # elements of a block of scores: 4 x 64 queries against 64 x 64 keys
+KEYS = 4096 * 640  # channels of all keys of a block: ViT-H's 64 x 64, what a v5p has room for
 QUERIES = 2048  # of small images or windows together, in one step of the grid
 VMEM_BYTES = 100 * 2**20
 NO_KEY = -1e30  # the score of what lies between two rows of keys
@@ -42,9 +43,8 @@ class Plan(NamedTuple):
     @classmethod
     def of(cls, batch, heads, depth, queries, keys, relative):
         together = _together(depth)
-        stride = queries[1] if keys[0] == 1 else _up(queries[1], 16)
-        scores = SCORES if together * depth == LANES else SCORES // 2  # more heads take more room
-        fitting = max(1, scores // (stride * stride * keys[0]))
+        stride = _stride(*keys)
+        fitting = max(1, _room(depth) // (stride * stride * keys[0]))
         distances = 2 * max(keys) - 1
         extra = 64 if distances <= 32 else _up(distances, LANES)
         return cls(
@@ -56,9 +56,9 @@ class Plan(NamedTuple):
             lanes=together * depth,
             stride=stride,
             chunk=_largest_divisor(queries[0], fitting),
-            items=_largest_divisor(batch, max(1, QUERIES // (queries[0] * stride))),
+            items=_largest_divisor(batch, max(1, QUERIES // (keys[0] * stride))),
             extra=extra,
-            tables=relative and (1 if 2 * distances <= extra else 2),
+            tables=(1 if 2 * distances <= extra else 2) if relative else 0,
         )
 
     @property
@@ -85,21 +85,25 @@ class Plan(NamedTuple):
         return range(self.together)[group * each : (group + 1) * each]
 
 
-def takes(heads, arrays):
-    """Whether there is a kernel for these arrays: heads must fill blocks, scores find room."""
+def takes(heads, arrays, tables):
+    """Whether there is a kernel for these arrays: heads must fill blocks, all keys and the scores
+    of a row of queries find room, and tables tell keys from gaps between their rows."""
     depth = arrays[0].shape[-1] // (3 if len(arrays) == 1 else 1) // heads
     h, w = arrays[-1].shape[1:3]
-    return heads % _together(depth) == 0 and (h > 1 or w * w <= SCORES)
+    together, stride = _together(depth), _stride(h, w)
+    keys_fit = h * stride * together * depth <= KEYS
+    scores_fit = h * stride * stride <= 3 / 2 * _room(depth)
+    return heads % together == 0 and keys_fit and scores_fit and bool(tables or stride == w)
 
 
 def forward(heads, arrays, tables):
-    """softmax(q k^T / sqrt(D) + q.Rh + q.Rw) v -> [B, rows, w, C].
+    """softmax(q k^T / sqrt(D) + q.Rh + q.Rw) v -> [B, rows, w, C], for what `takes` accepts.
 
     arrays: (qkv [B, h, w, 3 C],), or (q [B, rows, w, C], kv [B, h, w, 2 C]) for some of the rows.
     tables: () or ([rows + h - 1, D], [2 w - 1, D]), the last entry for the first key and the last
     query. Sums in float32, matrix products in the dtype of the arrays.
     """
-    plan, parts, inputs, specs = _inputs(heads, arrays, tables)
+    plan, _, inputs, specs = _inputs(heads, arrays, tables)
     shape = (*arrays[0].shape[:3], plan.blocks * plan.lanes)
     outputs = {"out": jax.ShapeDtypeStruct(shape, arrays[0].dtype)}
     out_specs = {"out": _block(plan, "q")}
@@ -169,10 +173,11 @@ def _call(kernel, plan, inputs, specs, outputs, out_specs):
         kernel(dict(zip(names, refs, strict=True)), plan)
 
     queries, keys = (math.prod(grid) for grid in (plan.queries, plan.keys))
-    products = keys * (5 if gradient else 2)
+    products = keys * plan.depth * (5 if gradient else 2)
     if plan.tables:
         distances = plan.queries[0] + plan.keys[0] - 1 + 2 * plan.keys[1] - 1
-        products += distances * (3 if gradient else 1)
+        products += distances * plan.depth * (3 if gradient else 1)
+        products += keys * sum(plan.keys) * (2 if gradient else 1)  # with the one-hot channels
     moved = {id(x): x for x in [*inputs.values(), *outputs.values()]}.values()
     found = pl.pallas_call(
         body,
@@ -186,7 +191,7 @@ def _call(kernel, plan, inputs, specs, outputs, out_specs):
             vmem_limit_bytes=VMEM_BYTES,
         ),
         cost_estimate=pl.CostEstimate(
-            flops=2 * batch * plan.blocks * plan.together * plan.depth * queries * products,
+            flops=2 * batch * plan.blocks * plan.together * queries * products,
             transcendentals=batch * plan.blocks * plan.together * queries * keys,
             bytes_accessed=sum(math.prod(x.shape) * x.dtype.itemsize for x in moved),
         ),
@@ -243,6 +248,14 @@ def _one_hot(plan):
     found = (channel == row) | (channel == plan.extra // 2 + column)
     none = NO_KEY * (channel == plan.extra // 2 + plan.keys[1])
     return np.where(column < plan.keys[1], found, none)
+
+
+def _stride(rows, width):  # of a grid of keys
+    return width if rows == 1 else _up(width, 16)
+
+
+def _room(depth):  # scores of a block; those of many heads leave less
+    return SCORES if _together(depth) * depth == LANES else SCORES // 2
 
 
 def _together(depth):  # heads of so many channels that fill a block
