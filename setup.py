@@ -17,11 +17,13 @@ setup(
     python_requires=">=3.11",
     install_requires=[
         "absl-py>=2.1",
+        "array-record>=0.8,<0.9",
         "etils[epath]>=1.9,<2",
         "flax>=0.12.8,<0.13",
         "grain>=0.2.15,<0.3",
         "jax>=0.10,<0.13",
         "ml_collections>=1.0,<2",
+        "msgpack>=1.0,<2",
         "numpy>=2.0,<3",
         "optax>=0.2.6,<0.3",
         "orbax-checkpoint>=0.12.4,<0.13",  # its v1 API is young

@@ -20,6 +20,7 @@ from etils import epath
 from samclip_jax import checkpoint, evals, models, optim, sharding
 from samclip_jax.config import TrainConfig, build
 from samclip_jax.data import pipeline, sources
+from samclip_jax.data.decode import REASONS
 from samclip_jax.errors import UserError, os_errors
 from samclip_jax.inference.model import Model
 from samclip_jax.losses import cosine_distance, mask_distillation
@@ -42,10 +43,8 @@ def clip_term(student, teacher, batch, config):
 
 def sam_term(student, teacher, batch, config):
     """L_SAM, eq. 2: the SAM teacher's masks for the same prompts."""
-    encoded = [
-        (model, model.encode(batch["image"], batch["size"], config.dtype, config.remat).embedding)
-        for model in (student, teacher)
-    ]
+    images = batch["image"], batch["size"], config.dtype, config.remat
+    encoded = [(model, model.encode(*images).embedding) for model in (student, teacher)]
 
     def of_prompts(prompts):
         outputs = [model.predict_masks(embedding, **prompts) for model, embedding in encoded]
@@ -171,7 +170,7 @@ def require_cuts(config, streams, patch, mesh):
 def start_state(streams, params, opt_state):
     """The train state before the first step; its counts are numpy's."""
     counts = {"step": 0, "bad_step": -1, "positions": dict.fromkeys(streams, 0)}
-    return {**jax.tree.map(np.int32, counts), "params": params, "opt_state": opt_state}
+    return jax.tree.map(np.int32, counts) | {"params": params, "opt_state": opt_state}
 
 
 def make_step(config, student_graph, teacher_graphs, optimizer, mesh):
@@ -320,8 +319,8 @@ def train(values, workdir):
     student = Model(model_config, {}, tokenizer, config.dtype)
     step_function = make_step(config, student.graph, graphs, optimizer, mesh)
     streams = start_streams(opened, config.seed, jax.device_get(state["positions"]), mesh)
-    writer, timer, rejected = MetricWriter(workdir), Timer(), collections.Counter()
-    evaluated = {}
+    writer, timer = MetricWriter(workdir), Timer()
+    rejected, evaluated = collections.Counter(), {}
     try:
         for step in range(first + 1, config.steps + 1):
             last = step == config.steps
@@ -359,7 +358,7 @@ def train(values, workdir):
 
 def counted(rejected):
     """(reason, number) of the records that a batch could not use."""
-    return [(reason, int(n)) for reason, n in zip(sources.REASONS, rejected, strict=True) if n]
+    return [(reason, int(n)) for reason, n in zip(REASONS, rejected, strict=True) if n]
 
 
 def evaluate(config, model):

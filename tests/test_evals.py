@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from samclip_jax import evals
-from samclip_jax.data.sources import BadRecord, make_source
+from samclip_jax.data.decode import BadRecord
+from samclip_jax.data.sources import make_source
 from samclip_jax.errors import UserError
 from samclip_jax.evals.batches import Batches, stack
 from samclip_jax.evals.masks import box_masks, overlap, point_masks, point_prompt

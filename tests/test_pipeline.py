@@ -15,9 +15,10 @@ import pytest
 from PIL import Image
 
 from samclip_jax.data import transforms
+from samclip_jax.data.decode import REASONS, BadRecord
 from samclip_jax.data.pipeline import ClipStream, SamStream, Schedule, stream
 from samclip_jax.data.prompts import PromptConfig
-from samclip_jax.data.sources import REASONS, BadRecord, make_source
+from samclip_jax.data.sources import make_source
 from samclip_jax.errors import UserError
 
 CLIP = ClipStream(batch_size=8, resolutions=(16, 32), base_resolution=16)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from samclip_jax.data import prompts
+from samclip_jax.data.decode import BadRecord
 from samclip_jax.data.prompts import (
     ABSENT,
     BACKGROUND,
@@ -14,7 +15,6 @@ from samclip_jax.data.prompts import (
     PromptConfig,
     simulate,
 )
-from samclip_jax.data.sources import BadRecord
 from samclip_jax.errors import UserError
 
 OLD, NEW = (60, 80), (120, 160)  # photograph and resized image: everything doubles

@@ -11,12 +11,8 @@ import pytest
 from PIL import Image
 from pycocotools import mask as rle
 
-from samclip_jax.data.sources import (
-    BadRecord,
-    CompressedMask,
-    decode_image,
-    make_source,
-)
+from samclip_jax.data.decode import BadRecord, CompressedMask, decode_image
+from samclip_jax.data.sources import make_source
 from samclip_jax.errors import UserError
 
 

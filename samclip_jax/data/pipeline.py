@@ -19,8 +19,8 @@ import numpy as np
 from absl import flags, logging
 
 from samclip_jax.data import transforms, worker
+from samclip_jax.data.decode import REASONS, BadRecord
 from samclip_jax.data.prompts import PromptConfig, simulate
-from samclip_jax.data.sources import REASONS, BadRecord
 from samclip_jax.errors import UserError
 
 MAX_REPLACEMENTS = 100

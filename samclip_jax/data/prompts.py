@@ -9,7 +9,7 @@ import dataclasses
 
 import numpy as np
 
-from samclip_jax.data.sources import BadRecord
+from samclip_jax.data.decode import BadRecord
 from samclip_jax.data.transforms import scale_coords
 from samclip_jax.errors import UserError
 

@@ -10,43 +10,23 @@ A source has a length, and `source[i]` is a record, a dict:
     semantic     int32 [H, W], index into source.classes, -1 without a class      where it has maps
     label        int, index into source.classes                  where it has image classes
 
-A record that cannot be used raises BadRecord with one of REASONS: training replaces it, evaluation
-skips it, both count it. What is wrong with a source as a whole is a UserError.
+A record that cannot be used raises decode.BadRecord with one of the REASONS there: training
+replaces it, evaluation skips it, both count it. What is wrong with a source as a whole is a
+UserError.
 """
 
-import contextlib
 import difflib
 import inspect
-import io
 import json
 import os
 import pathlib
 
 import numpy as np
-from PIL import ExifTags, Image
-from pycocotools import mask as rle
 
+from samclip_jax.data import records
+from samclip_jax.data.decode import SUFFIXES, annotation, checked, decode_image, line
 from samclip_jax.data.shapes import ShapeObjects, ShapeScenes
 from samclip_jax.errors import UserError, os_errors
-
-REASONS = (
-    "unreadable",  # the file is missing, or the system cannot read it
-    "empty",  # zero bytes
-    "not_an_image",
-    "truncated",  # the pixel data ends early or is damaged
-    "too_small",  # one pixel wide or high: a web page's counter, not a photograph
-    "too_large",  # a decompression bomb by Pillow's limit
-    "bad_annotation",  # missing, malformed, or made for an image of another size
-    "no_annotation",  # nothing that could be prompted or learnt from
-)
-
-
-class BadRecord(Exception):
-    """A record that cannot be used: `reason` is one of REASONS, `detail` says more."""
-
-    def __init__(self, reason, detail):
-        super().__init__(f"{reason}: {detail}")
-        self.reason, self.detail = reason, detail
 
 
 def make_source(name, **options):
@@ -67,165 +47,6 @@ def make_source(name, **options):
     if missing := [option for option in required if option not in options]:
         raise UserError(f"source {name!r} takes {signature}; set {' and '.join(missing)}.")
     return SOURCES[name](**options)
-
-
-# Images
-
-# The safe readers only: Pillow also starts Ghostscript for an EPS that calls itself .jpg.
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "JPEG2000", "PPM")
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".jp2", ".ppm")
-UPRIGHT = {  # EXIF orientation -> what turns the picture upright
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-
-
-def decode_image(image, size=None):  # bytes or path -> uint8 [H, W, 3]
-    """Any photograph as upright 8-bit RGB, or BadRecord.
-
-    size: (height, width) that annotations were made for. Some were drawn on the picture as it is
-    stored, so EXIF orientation is undone where only that fits.
-    """
-    data = image if isinstance(image, bytes) else _read(image)
-    if not data:
-        raise BadRecord("empty", "zero bytes")
-    try:
-        stored = Image.open(io.BytesIO(data), formats=FORMATS)
-    except Image.DecompressionBombError as error:
-        raise BadRecord("too_large", error) from None
-    except Exception:  # readers trip over hostile headers in every possible way
-        raise BadRecord("not_an_image", f"it begins with {data[:20]}") from None
-    if min(stored.size) < 2:
-        raise BadRecord("too_small", f"{stored.width} x {stored.height} px")
-    try:
-        stored.load()
-        turn = UPRIGHT.get(_orientation(stored))
-        upright = stored if turn is None else stored.transpose(turn)
-        pictures = {(each.height, each.width): each for each in (stored, upright)}
-        picture = upright if size is None else pictures.get(tuple(size))
-        rgb = None if picture is None else _rgb(picture)
-    except Exception as error:
-        raise BadRecord("truncated", error) from None
-    if rgb is None:
-        raise BadRecord("bad_annotation", f"made for {size}, the image is {upright.size[::-1]}")
-    return rgb
-
-
-def _read(path):
-    try:
-        return pathlib.Path(path).read_bytes()
-    except OSError as error:
-        raise BadRecord("unreadable", error) from None
-
-
-def _orientation(image):
-    try:
-        return image.getexif().get(ExifTags.Base.Orientation)
-    except Exception:  # damaged EXIF says nothing against the pixels
-        return None
-
-
-def _rgb(image):  # PIL image of any mode -> uint8 [H, W, 3]
-    """16-bit grey by its full range. Transparency over white, the page such pictures are made for:
-    dropping the alpha would show whatever colour lies hidden under it."""
-    if image.mode.startswith("I"):
-        grey = (np.clip(np.asarray(image), 0, 65535) // 257).astype(np.uint8)
-        return np.repeat(grey[..., None], 3, axis=-1)
-    if image.has_transparency_data:
-        page = Image.new("RGBA", image.size, "white")
-        page.alpha_composite(image.convert("RGBA"))
-        image = page
-    return np.asarray(image.convert("RGB"))
-
-
-# Annotations
-
-
-class CompressedMask:
-    """COCO polygons or run lengths that become bool [H, W] when numpy asks for the array."""
-
-    def __init__(self, segmentation, size):
-        self.segmentation, self.size = segmentation, size
-
-    def __array__(self, dtype=None, copy=None):
-        try:
-            polygons = isinstance(self.segmentation, list)
-            mask = _filled(self.segmentation, self.size) if polygons else self.runs()
-        except Exception as error:  # pycocotools raises bare Exceptions too
-            raise BadRecord("bad_annotation", _line(error)) from None
-        return mask.astype(bool if dtype is None else dtype)
-
-    def runs(self):
-        """Run lengths down the columns, off and on by turns. Not by pycocotools, which fills a mask
-        whose runs end early with whatever lies in memory."""
-        counts = self.segmentation["counts"]
-        counts = np.array(counts if isinstance(counts, list) else _run_lengths(counts))
-        height, width = self.size
-        if tuple(self.segmentation["size"]) != self.size or counts.sum() != height * width:
-            raise ValueError(f"the mask is not of {self.size} px")
-        return np.repeat(np.arange(len(counts)) % 2, counts).reshape(width, height).T
-
-
-def _filled(polygons, size):
-    return rle.decode(rle.merge(rle.frPyObjects(polygons, *size)))
-
-
-def _run_lengths(text):  # str or bytes -> int [runs]
-    """COCO's string form: characters of 5 bits, lowest first, bit 6 set where the number goes on;
-    from the fourth number on differences to the last but one."""
-    digits = np.frombuffer(text.encode() if isinstance(text, str) else text, np.uint8) - 48
-    last = np.flatnonzero(digits < 32)
-    first = np.concatenate([[0], last[:-1] + 1])
-    place = 5 * (np.arange(len(digits)) - np.repeat(first, last - first + 1))
-    numbers = np.add.reduceat((digits & 31).astype(np.int64) << place, first)
-    numbers -= np.where(digits[last] & 16, 1 << 5 * (last - first + 1), 0)
-    numbers[1::2], numbers[2::2] = np.cumsum(numbers[1::2]), np.cumsum(numbers[2::2])
-    return numbers
-
-
-def _annotation(entry, size, point=None, category=None):
-    """An annotation from COCO's or SA-1B's json, its box cut to the image; None where no box is
-    left (NaN, outside, flat)."""
-    height, width = size
-    x, y, w, h = np.float32(entry["bbox"])
-    box = np.float32([x, y, x + w, y + h])
-    if not np.isfinite(box).all():
-        return None
-    box = np.clip(box, 0, np.float32([width, height, width, height]))
-    if not (box[2:] > box[:2]).all():
-        return None
-    segmentation = entry.get("segmentation")
-    if isinstance(segmentation, list):  # a polygon has three corners or more
-        segmentation = [polygon for polygon in segmentation if len(polygon) >= 6]
-    if point is not None:
-        point = np.float32(point)
-        if not ((point >= 0) & (point < np.float32([width, height]))).all():
-            point = None
-    return {
-        "box": box,
-        "point": point,
-        "mask": CompressedMask(segmentation, size) if segmentation else None,
-        "area": float(entry.get("area", w * h)),
-        "category": category,
-    }
-
-
-@contextlib.contextmanager
-def _checked():
-    """What json that is not as it should be raises becomes BadRecord."""
-    try:
-        yield
-    except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
-        raise BadRecord("bad_annotation", _line(error)) from None
-
-
-def _line(error):
-    return f"{type(error).__name__} {error}"
 
 
 # Sources
@@ -287,7 +108,7 @@ class Coco(Files):
                 if each["image_id"] in self.annotations:
                     self.annotations[each["image_id"]].append(each)
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{annotations} is not in COCO's format: {_line(error)}.") from None
+            raise UserError(f"{annotations} is not in COCO's format: {line(error)}.") from None
         self.classes = list(self.names.values())
         self.ids = list(self.images)
         if not self.ids:
@@ -302,10 +123,10 @@ class CocoInstances(Coco):
 
     def __getitem__(self, index):
         entry = self.images[self.ids[index]]
-        with _checked():
+        with checked():
             size = (entry["height"], entry["width"])
             found = [
-                _annotation(each, size, category=self.names[each["category_id"]])
+                annotation(each, size, category=self.names[each["category_id"]])
                 for each in self.annotations[entry["id"]]
                 if not each.get("iscrowd")
             ]
@@ -324,7 +145,7 @@ class CocoPanoptic(Coco):
 
     def __getitem__(self, index):
         entry = self.images[self.ids[index]]
-        with _checked():
+        with checked():
             (painted,) = self.annotations[entry["id"]]
             colours = decode_image(self.maps / painted["file_name"]).astype(np.int64)
             ids, inverse = np.unique(colours @ (1, 256, 256**2), return_inverse=True)
@@ -345,16 +166,42 @@ class Sa1b(ImageFolder):
 
     def __getitem__(self, index):
         name = self.files[index]
-        with _checked():
+        with checked():
             contents = json.loads((self.path / name).with_suffix(".json").read_bytes())
             size = (contents["image"]["height"], contents["image"]["width"])
             found = [
-                _annotation(each, size, point=each["point_coords"][0])
+                annotation(each, size, point=each["point_coords"][0])
                 for each in contents["annotations"]
             ]
             image = decode_image(self.path / name, size)
         found = [each for each in found if each is not None]
         return {"key": pathlib.Path(name).as_posix(), "image": image, "annotations": found}
+
+
+class Prepared(Files):
+    """What `python -m samclip_jax.data.prepare` made of a data set; `split` train or validation."""
+
+    def __init__(self, path, split="train"):
+        super().__init__(path)
+        with os_errors(f"{path} was not read"):
+            manifest = records.read_manifest(self.path)
+        if manifest is None:
+            raise UserError(f"{path} has no {records.MANIFEST}; let data.prepare come to its end.")
+        names = [each["name"] for each in manifest["shards"] if each["split"] == split]
+        if not names:
+            known = ", ".join(sorted({each["split"] for each in manifest["shards"]}))
+            raise UserError(f"{path} has no split {split!r}; it has {known}.")
+        self.classes = manifest["classes"]
+        self.shards = records.read_shards([self.path / records.SHARDS / name for name in names])
+
+    def __len__(self):
+        return len(self.shards)
+
+    def __getitem__(self, index):
+        record = records.decode(self.shards[index])
+        if "label" in record:
+            record["label"] = self.classes.index(record["label"])
+        return record
 
 
 def _existing(path):
@@ -373,6 +220,7 @@ SOURCES = {
     "coco_instances": CocoInstances,
     "coco_panoptic": CocoPanoptic,
     "sa1b": Sa1b,
+    "prepared": Prepared,
     "shape_scenes": ShapeScenes,
     "shape_objects": ShapeObjects,
 }

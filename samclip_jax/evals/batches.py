@@ -8,7 +8,7 @@ import numpy as np
 from absl import logging
 from tqdm import tqdm
 
-from samclip_jax.data.sources import BadRecord
+from samclip_jax.data.decode import BadRecord
 from samclip_jax.errors import UserError
 
 THREADS = 4  # that read and prepare records while the model runs

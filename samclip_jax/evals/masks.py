@@ -4,7 +4,7 @@ import numpy as np
 from scipy import ndimage
 
 from samclip_jax.data import transforms
-from samclip_jax.data.sources import BadRecord
+from samclip_jax.data.decode import BadRecord
 from samclip_jax.errors import UserError
 from samclip_jax.evals.batches import Batches, field, stack
 from samclip_jax.inference import frames

@@ -1,0 +1,261 @@
+"""python -m samclip_jax.data.prepare KIND SOURCE OUTPUT [--option=value ...]
+
+Makes ArrayRecord shards of a data set as it is released, which any number of hosts read at random:
+
+    sa1b         SA-1B, its sa_*.tar            tar      img2dataset's and webdataset's tars
+    imagenet21k  a tar for each synset          folder   images; --labels: its folders are classes
+    coco         instances json, with --images
+
+The source is cut into units. Each becomes shards by itself, so the output does not depend on the
+number of workers, and a run that was killed goes on with the units that are left. What cannot be
+used is counted and listed: inputs = records + rejects.
+"""
+
+import argparse
+import collections
+import concurrent.futures
+import dataclasses
+import functools
+import json
+import multiprocessing
+import os
+import pathlib
+import shutil
+import threading
+
+import numpy as np
+import tqdm
+
+from samclip_jax.data import records
+from samclip_jax.data.raw import KINDS
+from samclip_jax.data.unit import Options, prepare_unit, write_whole
+from samclip_jax.data.worker import end_with
+from samclip_jax.errors import UserError, command, os_errors
+
+FEW = 1000  # inputs, before which no share of rejects stops a run
+
+
+def prepare(kind_name, source, output, options, workers, **kind_options):
+    """Prepares a data set; returns its manifest. UserError says what is wrong."""
+    output = pathlib.Path(output)
+    about = {"kind": kind_name, "source": str(source), **kind_options}
+    about["options"] = dataclasses.asdict(options)
+    if found := records.read_manifest(output):
+        require_same(output, {key: found.get(key) for key in about}, about)
+        clear(output, found)
+        return found
+    kind = KINDS[kind_name](source, **kind_options)
+    units = list(kind.units())
+    with os_errors(f"{output} was not written"):
+        for folder in (records.SHARDS, "progress"):
+            (output / folder).mkdir(parents=True, exist_ok=True)
+        plan = about | {"units": [[name, fingerprint] for name, _, fingerprint in units]}
+        begun = output / "progress" / "plan"
+        if begun.exists():
+            require_same(output, json.loads(begun.read_text()), plan)
+        write_whole(begun, json.dumps(plan))
+        run(kind, options, output, units, workers)
+        return finish(output, about, [name for name, _, _ in units], options)
+
+
+def require_same(output, begun, given):
+    """UserError where `output` was begun with something else."""
+    given = json.loads(json.dumps(given))
+    if changed := sorted(key for key in given if begun.get(key) != given[key]):
+        raise UserError(
+            f"{output} was begun with another {', '.join(changed)}; give the same as then, or "
+            "another OUTPUT"
+        )
+
+
+def run(kind, options, output, units, workers):
+    """Prepares the units that are left, in `workers` processes."""
+    left = [u for u in units if not (output / "progress" / f"{u[0]}.json").exists()]
+    context = multiprocessing.get_context("spawn")
+    count = context.Value("q", 0)
+    inputs, rejects = 0, collections.Counter()
+    bar = tqdm.tqdm(unit=" images", desc=f"0/{len(left)} units")
+    given = kind, options, output, count, os.getpid()
+    processes = min(workers, max(1, len(left)))
+    pool = concurrent.futures.ProcessPoolExecutor(processes, context, begin_worker, given)
+    with pool, bar:
+        waiting = {pool.submit(work, name, what) for name, what, _ in left}
+        try:
+            while waiting:
+                done, waiting = concurrent.futures.wait(waiting, 0.5, "FIRST_COMPLETED")
+                for each in done:
+                    unit_inputs, unit_rejects = each.result()
+                    inputs += unit_inputs
+                    rejects.update(unit_rejects)
+                require_usable(inputs, rejects, options, FEW)
+                bar.set_description(f"{len(left) - len(waiting)}/{len(left)} units")
+                bar.update(count.value - bar.n)
+        except concurrent.futures.process.BrokenProcessPool:
+            raise UserError("a worker was killed, short of memory? run the same again") from None
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def require_usable(inputs, rejects, options, few=1):
+    """UserError where too many inputs were rejected."""
+    bad = rejects.total()
+    if inputs >= few and bad > options.max_rejects * inputs:
+        (reason, number), *_ = rejects.most_common(1)
+        raise UserError(
+            f"{bad} of {inputs} inputs cannot be used, {number} of them are {reason}; check the "
+            "source, or raise --max_rejects"
+        )
+
+
+_WORKER = {}
+
+
+def begin_worker(kind, options, output, count, parent):
+    threading.Thread(target=end_with, args=(parent,), daemon=True).start()
+    _WORKER.update(kind=kind, options=options, output=output, count=count)
+
+
+def work(name, what):  # -> inputs, {reason: rejects} of the unit
+    output = _WORKER["output"]
+    prepare_unit(name=name, what=what, **_WORKER)
+    done = json.loads((output / "progress" / f"{name}.json").read_text())
+    return done["inputs"], collections.Counter(reason for _, reason, _ in done["rejects"])
+
+
+# ----------------------------------------------------------------------------------------- the end
+
+
+def finish(output, about, names, options):
+    """Leaves out duplicates, writes rejects.jsonl and manifest.json, and returns the manifest."""
+    paths = [output / "progress" / f"{name}.json" for name in names]
+    units = [read_unit(path) for path in paths]
+    if options.deduplicate:
+        leave_out_duplicates(output, units, paths)
+    shards = [shard for unit in units for shard in unit["shards"]]
+    rejects = [reject for unit in units for reject in unit["rejects"]]
+    reasons = collections.Counter(reason for _, reason, _ in rejects)
+    dropped = sum((collections.Counter(unit["dropped"]) for unit in units), collections.Counter())
+    manifest = about | {
+        "inputs": sum(unit["inputs"] for unit in units),
+        "records": sum(shard["records"] for shard in shards),
+        "rejects": len(rejects),
+        "reasons": reasons,
+        "annotations_dropped": dropped,
+        "damaged": [each for unit in units for each in unit["damaged"]],
+        "classes": sorted({label for unit in units for label in unit["labels"]}),
+        "shards": shards,
+    }
+    dirt = reasons - collections.Counter(duplicate=len(rejects))
+    require_usable(manifest["inputs"], dirt, options)
+    if not manifest["records"]:
+        raise UserError(f"nothing in {about['source']} can be used; see {output}/progress")
+    lines = (dict(zip(("key", "reason", "detail"), each, strict=True)) for each in rejects)
+    write_whole(output / records.REJECTS, "".join(json.dumps(line) + "\n" for line in lines))
+    write_whole(output / records.MANIFEST, json.dumps(manifest, indent=2) + "\n")
+    clear(output, manifest)
+    return manifest
+
+
+def clear(output, manifest):
+    """Removes what served to make the set."""
+    kept = {shard["name"] for shard in manifest["shards"]}
+    for path in (output / records.SHARDS).iterdir():
+        if path.name not in kept:
+            path.unlink()
+    shutil.rmtree(output / "progress", ignore_errors=True)
+
+
+def read_unit(path, contents=False):
+    """progress/NAME.json; a list of all keys of 40 million images would not fit: only if asked."""
+    unit = json.loads(path.read_text())
+    return unit if contents else {k: v for k, v in unit.items() if k != "contents"}
+
+
+def leave_out_duplicates(output, units, paths):
+    """Of every image the first one stays, in the order of the units."""
+    parts = [(number, split) for number in range(len(units)) for split in records.SPLITS]
+
+    @functools.lru_cache(8)
+    def contents(part):
+        number, split = parts[part]
+        return read_unit(paths[number], contents=True)["contents"][split]
+
+    def located(index):  # of all images -> part, place in it, key
+        part = int(np.searchsorted(starts, index, "right")) - 1
+        place = int(index - starts[part])
+        return part, place, contents(part)["keys"][place]
+
+    texts = ("".join(contents(part)["digests"]) for part in range(len(parts)))
+    digests = [np.frombuffer(bytes.fromhex(text), "V16") for text in texts]
+    starts = np.cumsum([0, *map(len, digests)])
+    _, first, inverse = np.unique(np.concatenate(digests), return_index=True, return_inverse=True)
+    originals, places = first[inverse], collections.defaultdict(set)
+    for index in np.flatnonzero(originals != np.arange(len(originals))):
+        part, place, key = located(index)
+        *_, original = located(originals[index])
+        places[parts[part]].add(place)
+        units[parts[part][0]]["rejects"].append([key, "duplicate", f"of {original}"])
+    for number, unit in enumerate(units):
+        kept = (without(output, each, places[number, each["split"]]) for each in unit["shards"])
+        unit["shards"] = [shard for shard in kept if shard]
+
+
+def without(output, shard, places):
+    """The entry of a copy of a shard without the records at these places; None if none is left."""
+    if not places:
+        return shard
+    if len(places) == shard["records"]:
+        return None
+    folder = output / records.SHARDS
+    whole = records.read_shards([folder / shard["name"]])
+    copy = records.Shard(folder / shard["name"].replace(".array_record", ".unique.array_record"))
+    for place in range(len(whole)):
+        if place not in places:
+            copy.write(whole[place])
+    return copy.close()
+
+
+def parse(arguments=None):
+    """The command line -> (kind, source, output, Options, workers, options of the kind)."""
+    parser = argparse.ArgumentParser(prog="prepare", description=__doc__.split("\n\n")[1])
+    parser.add_argument("kind", choices=KINDS)
+    parser.add_argument("source")
+    parser.add_argument("output")
+    parser.add_argument("--workers", type=int, default=os.cpu_count())
+    parser.add_argument("--images", help="coco: the folder of the image files")
+    parser.add_argument("--labels", action="store_true", help="folder: its folders are classes")
+    for field in dataclasses.fields(Options):
+        name = f"--{field.name}"
+        if field.default is False:
+            parser.add_argument(name, action="store_true")
+        else:
+            kind = float if isinstance(field.default, float) else int
+            parser.add_argument(name, type=kind, default=field.default)
+    given = vars(parser.parse_args(arguments))
+    options = Options(
+        **{field.name: given.pop(field.name) for field in dataclasses.fields(Options)}
+    )
+    kind = given["kind"]
+    if (kind == "coco") != (given["images"] is not None):
+        raise UserError("--images goes with coco: the folder of its image files")
+    if given["labels"] and kind != "folder":
+        raise UserError("--labels goes with folder")
+    more = {"coco": {"images": given["images"]}, "folder": {"labels": given["labels"]}}.get(
+        kind, {}
+    )
+    return kind, given["source"], given["output"], options, given["workers"], more
+
+
+@command
+def main():
+    kind, source, output, options, workers, more = parse()
+    found = prepare(kind, source, output, options, workers, **more)
+    print(f"{output}: {found['records']} records of {found['inputs']} inputs", end="")
+    reasons = ", ".join(f"{n} {reason}" for reason, n in sorted(found["reasons"].items()))
+    print(f"; {found['rejects']} rejected: {reasons}" if reasons else "")
+    for each in found["damaged"]:
+        print(f"damaged: {each}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,202 @@
+"""Data sets as they are released, cut into units that can be prepared one by one.
+
+A kind is a class. `units` lists (name, what to read, its fingerprint), in an order that does not
+depend on the machine; `read` gives the inputs of one. An input is an image with what belongs to it.
+"""
+
+import dataclasses
+import json
+import os
+import pathlib
+import tarfile
+import zlib
+
+from samclip_jax.data.decode import SUFFIXES, BadRecord, checked
+from samclip_jax.data.sources import CocoInstances, ImageFolder
+from samclip_jax.errors import UserError
+
+FILES = 4096  # of a folder or of COCO in one unit
+
+
+@dataclasses.dataclass
+class Input:
+    """An image file's bytes and, where the source has them, its label or annotations.
+
+    annotations: [(entry in COCO's format, point or None, category or None)] for an image of `size`,
+    height and width in px. error: the BadRecord that came instead of the bytes.
+    """
+
+    key: str
+    image: bytes = b""
+    label: str | None = None
+    annotations: list | None = None
+    size: tuple | None = None
+    error: BadRecord | None = None
+
+
+class Tars:
+    """Tar files, one or all in a folder, of images among other files: img2dataset, webdataset."""
+
+    def __init__(self, source):
+        self.source = pathlib.Path(source)
+
+    def units(self):
+        paths = [self.source] if self.source.is_file() else sorted(self.source.rglob("*.tar*"))
+        if not paths:
+            raise UserError(f"no tar files in {self.source}")
+        folder = self.source.parent if self.source.is_file() else self.source
+        taken = {}
+        for path in paths:
+            name = path.relative_to(folder).as_posix().partition(".tar")[0].replace("/", "-")
+            if name in taken:
+                raise UserError(f"{taken[name]} and {path} would have shards of one name")
+            taken[name] = path
+            yield name, path, path.stat().st_size
+
+    def read(self, path, damaged):
+        """Inputs of one tar; appends to `damaged` what is wrong with the file itself."""
+        try:
+            tar = tarfile.open(path)
+        except (OSError, EOFError, tarfile.TarError, zlib.error) as error:
+            damaged.append(f"{path}: {error}")
+            return
+        with tar:
+            members = _members(tar, path, damaged)
+            beside = {}  # without its ending: {ending: member}
+            for member in members:
+                stem, _, ending = member.name.rpartition(".")
+                beside.setdefault(stem, {})[ending.lower()] = member
+            for member in members:
+                stem, _, ending = member.name.rpartition(".")
+                if f".{ending.lower()}" in SUFFIXES:
+                    yield self.input(path, tar, member, beside[stem])
+
+    def input(self, path, tar, member, beside):
+        """The input whose image is `member`."""
+        found = Input(self.key(path, member.name))
+        try:
+            found.image = _bytes(tar, member)
+            self.describe(found, path, tar, beside)
+        except BadRecord as error:
+            found.error = error
+        return found
+
+    def key(self, path, name):
+        return f"{path.name.partition('.tar')[0]}/{name.removeprefix('./')}"
+
+    def describe(self, found, path, tar, beside):
+        """Adds to the input what lies beside its image."""
+
+
+class ImageNet21k(Tars):
+    """ImageNet-21k as released, a tar for each synset."""
+
+    def describe(self, found, path, tar, beside):
+        found.label = path.name.partition(".")[0]
+
+
+class Sa1bTars(Tars):
+    """SA-1B as released: sa_1.jpg beside sa_1.json in tars."""
+
+    def key(self, path, name):
+        return pathlib.PurePosixPath(name).name
+
+    def describe(self, found, path, tar, beside):
+        if "json" not in beside:
+            raise BadRecord("bad_annotation", "no json beside the image")
+        with checked():
+            contents = json.loads(_bytes(tar, beside["json"]))
+            found.size = contents["image"]["height"], contents["image"]["width"]
+            found.annotations = [
+                (each, each["point_coords"][0], None) for each in contents["annotations"]
+            ]
+
+
+class Folder:
+    """Images under a folder. labels: its sub-folders are their classes."""
+
+    def __init__(self, source, labels=False):
+        self.source = ImageFolder(source, labels)
+
+    def units(self):
+        return _cut(self.source.files)
+
+    def read(self, names, damaged):
+        for name in names:
+            label = name.split(os.sep)[0] if self.source.labels else None
+            key = pathlib.Path(name).as_posix()
+            yield _from_file(Input(key, label=label), self.source.path / name)
+
+
+class Coco:
+    """COCO's instances, or LVIS'; the image files lie in the folder `images`."""
+
+    def __init__(self, source, images):
+        self.source = CocoInstances(source, images)
+
+    def units(self):
+        return _cut(self.source.ids)
+
+    def read(self, ids, damaged):
+        for id in ids:
+            entry = self.source.images[id]
+            found = Input(str(entry["file_name"]), annotations=[])
+            try:
+                with checked():
+                    found.size = entry["height"], entry["width"]
+                    for each in self.source.annotations[id]:
+                        if not each.get("iscrowd"):
+                            category = self.source.names[each["category_id"]]
+                            found.annotations.append((each, None, category))
+            except BadRecord as error:
+                found.error = error
+            yield _from_file(found, self.source.folder / entry["file_name"])
+
+
+KINDS = {
+    "sa1b": Sa1bTars,
+    "tar": Tars,
+    "imagenet21k": ImageNet21k,
+    "folder": Folder,
+    "coco": Coco,
+}
+
+
+def _members(tar, path, damaged):
+    """The files in a tar, up to where it is damaged."""
+    members = []
+    try:
+        members = [member for member in tar if member.isfile()]
+        with open(path, "rb") as file:  # tarfile takes any end for the end
+            file.seek(max(0, path.stat().st_size - tarfile.BLOCKSIZE))
+            if path.suffix == ".tar" and any(file.read()):
+                raise tarfile.ReadError("it ends early")
+    except (OSError, EOFError, tarfile.TarError, zlib.error) as error:
+        members = members or [member for member in tar.members if member.isfile()]
+        damaged.append(f"{path}: {error}")
+    return members
+
+
+def _bytes(tar, member):
+    try:
+        data = tar.extractfile(member).read()
+    except (OSError, EOFError, tarfile.TarError, zlib.error) as error:
+        raise BadRecord("truncated", f"in a tar that ends early: {error}") from None
+    if len(data) != member.size:
+        raise BadRecord("truncated", "in a tar that ends early")
+    return data
+
+
+def _from_file(found, path):
+    try:
+        found.image = path.read_bytes()
+    except OSError as error:
+        found.error = BadRecord("unreadable", error)
+    return found
+
+
+def _cut(items):
+    """Units of FILES items each, told apart by what is in them."""
+    for first in range(0, len(items), FILES):
+        part = items[first : first + FILES]
+        yield f"{first // FILES:05d}", part, zlib.crc32(json.dumps(part).encode())

@@ -1,0 +1,82 @@
+"""A prepared record as bytes, and a prepared data set as a directory:
+
+    manifest.json          what was prepared from what, and every shard with its count and checksum
+    rejects.jsonl          a line for each input that could not be used: key, reason, detail
+    shards/*.array_record  records one after the other, random access
+
+A record is msgpack of {"key": str, "image": bytes of an image file}, and where the source has them
+"label": str, "annotations": [{"box": [x0, y0, x1, y1], "point": [x, y] or None, "area": px,
+"category": str or None, "mask": run lengths or None}] and "size": [h, w] px of the masks.
+"""
+
+import hashlib
+import json
+import pathlib
+
+import msgpack
+import numpy as np
+from array_record.python.array_record_data_source import ArrayRecordDataSource
+from array_record.python.array_record_module import ArrayRecordWriter
+
+from samclip_jax.data.decode import CompressedMask, decode_image
+
+MANIFEST, REJECTS, SHARDS = "manifest.json", "rejects.jsonl", "shards"
+SPLITS = ("train", "validation")
+
+
+def encode(record):
+    """The record as bytes."""
+    return msgpack.packb(record)
+
+
+def decode(data):
+    """Bytes -> the record as sources have it, "label" still a name. BadRecord if it is damaged."""
+    record = msgpack.unpackb(data)
+    record["image"] = decode_image(record["image"])
+    if "annotations" in record:
+        size, shape = tuple(record.pop("size")), record["image"].shape[:2]
+        record["annotations"] = [_annotation(each, size, shape) for each in record["annotations"]]
+    return record
+
+
+def _annotation(stored, size, shape):
+    point, mask = stored["point"], stored["mask"]
+    return stored | {
+        "box": np.float32(stored["box"]),
+        "point": None if point is None else np.float32(point),
+        "mask": mask and CompressedMask({"counts": mask, "size": size}, size, shape),
+    }
+
+
+class Shard:
+    """An ArrayRecord file being written: `write` bytes, `close`; it appears when it is whole."""
+
+    def __init__(self, path):
+        self.path, self.count = path, 0
+        self._part = path.with_suffix(".part")
+        self._writer = ArrayRecordWriter(str(self._part), "group_size:1,uncompressed")
+
+    def write(self, data):
+        self._writer.write(data)
+        self.count += 1
+
+    def close(self):
+        """Its entry in the manifest."""
+        self._writer.close()
+        with open(self._part, "rb") as file:
+            checksum = hashlib.file_digest(file, "sha256").hexdigest()
+        size = self._part.stat().st_size
+        self._part.replace(self.path)
+        counted = {"records": self.count, "bytes": size, "sha256": checksum}
+        return {"name": self.path.name, "split": self.path.name.partition("-")[0], **counted}
+
+
+def read_shards(paths):
+    """A random-access sequence of the bytes in all these files."""
+    return ArrayRecordDataSource([str(path) for path in paths])
+
+
+def read_manifest(folder):
+    """The manifest of a prepared directory, None where there is none."""
+    path = pathlib.Path(folder) / MANIFEST
+    return json.loads(path.read_bytes()) if path.exists() else None

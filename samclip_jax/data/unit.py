@@ -1,0 +1,139 @@
+"""One unit of a data set as it is released -> the shards of its records."""
+
+import collections
+import dataclasses
+import hashlib
+import io
+import json
+
+import numpy as np
+from PIL import Image
+
+from samclip_jax.data import records, transforms
+from samclip_jax.data.decode import BadRecord, annotation, checked, decode_image, orientation
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What may be chosen; it belongs to the manifest."""
+
+    longest: int | None = None  # px; larger images are made smaller
+    shortest: int | None = None
+    quality: int = 90  # of the JPEG of images that change; others keep their bytes
+    min_side: int = 32  # px; smaller images are rejected
+    masks: bool = False  # keep masks, as run lengths, not only boxes and points
+    max_mask_area: float = 0.9  # of the image; masks over it are dropped (SAM 4)
+    deduplicate: bool = False  # leave out images whose file is byte by byte an earlier one's
+    fraction: float = 1.0  # of the inputs, by a hash of their keys
+    validation: float = 0.0  # of the records, by another hash
+    max_rejects: float = 0.5  # of the inputs, past which the run stops
+
+
+def chosen(key, share, salt):
+    """Whether `key` is among a share of all keys: the same ones in every run and order, and those
+    of a smaller share are among those of a larger one."""
+    digest = hashlib.blake2b(key.encode(), digest_size=8, salt=salt).digest()
+    return int.from_bytes(digest) < share * 2**64
+
+
+def make_record(found, options, dropped):
+    """Input -> bytes of a record. BadRecord if it cannot be used; counts annotations `dropped`."""
+    if found.error:
+        raise found.error
+    image = decode_image(found.image, found.size)
+    size = image.shape[:2]
+    if min(size) < options.min_side:
+        raise BadRecord("too_small", f"{size[1]} x {size[0]} px")
+    shape = smaller(size, options)
+    record = {"key": found.key, "image": found.image}
+    if shape != size or not kept_as_it_is(found.image):
+        if shape != size:
+            image = transforms.resize(image, *shape, transforms.BICUBIC)
+        file = io.BytesIO()
+        Image.fromarray(image).save(file, "JPEG", quality=options.quality)
+        record["image"] = file.getvalue()
+    if found.label is not None:
+        record["label"] = found.label
+    if found.annotations is not None:
+        with checked():
+            kept = [keep(*each, size, shape, options, dropped) for each in found.annotations]
+        record["annotations"] = [each for each in kept if each]
+        record["size"] = size
+        if not record["annotations"]:
+            raise BadRecord("no_annotation", f"none of {len(kept)} can be used")
+    return records.encode(record)
+
+
+def smaller(size, options):
+    """(height, width) after --longest and --shortest."""
+    limits = (options.longest, max(size)), (options.shortest, min(size))
+    scale = min([1, *(limit / side for limit, side in limits if limit)])
+    return size if scale == 1 else tuple(max(1, round(side * scale)) for side in size)
+
+
+def kept_as_it_is(data):
+    """Whether every reader sees the same upright RGB in these bytes."""
+    image = Image.open(io.BytesIO(data))
+    return (image.format, image.mode) == ("JPEG", "RGB") and orientation(image) in (None, 1)
+
+
+def keep(entry, point, category, size, shape, options, dropped):
+    """One annotation as it is stored, or None and a reason counted in `dropped`."""
+    found = annotation(entry, size, point, category)
+    if found is None:
+        dropped["bad_box"] += 1
+        return None
+    mask, area = found["mask"], found["area"]
+    if mask is not None:
+        try:
+            lengths = mask.lengths()
+        except Exception:  # pycocotools raises bare Exceptions too
+            dropped["bad_mask"] += 1
+            return None
+        area = float(lengths[1::2].sum())
+    if area > options.max_mask_area * size[0] * size[1]:
+        dropped["large_mask"] += 1
+        return None
+    scale = np.float32([shape[1] / size[1], shape[0] / size[0]])
+    point = found["point"]
+    return {
+        "box": (found["box"] * np.tile(scale, 2)).tolist(),
+        "point": None if point is None else (point * scale).tolist(),
+        "area": area * float(scale.prod()),
+        "category": category,
+        "mask": lengths.tolist() if options.masks and mask is not None else None,
+    }
+
+
+def prepare_unit(kind, options, output, name, what, count):
+    """Writes the shards of a unit and, after them, progress/NAME.json: what has become of it."""
+    shards, contents = {}, {split: {"keys": [], "digests": []} for split in records.SPLITS}
+    done = {"inputs": 0, "damaged": [], "rejects": []}
+    dropped, labels = collections.Counter(), set()
+    for found in kind.read(what, done["damaged"]):
+        if not chosen(found.key, options.fraction, b"fraction"):
+            continue
+        done["inputs"] += 1
+        with count.get_lock():
+            count.value += 1
+        try:
+            record = make_record(found, options, dropped)
+        except BadRecord as bad:
+            done["rejects"].append([found.key, bad.reason, str(bad.detail)])
+            continue
+        split = "validation" if chosen(found.key, options.validation, b"validation") else "train"
+        if split not in shards:
+            shards[split] = records.Shard(output / records.SHARDS / f"{split}-{name}.array_record")
+        shards[split].write(record)
+        labels.add(found.label)
+        contents[split]["keys"].append(found.key)
+        contents[split]["digests"].append(hashlib.blake2b(found.image, digest_size=16).hexdigest())
+    done["shards"] = [shards[split].close() for split in records.SPLITS if split in shards]
+    done |= {"dropped": dropped, "labels": sorted(labels - {None}), "contents": contents}
+    write_whole(output / "progress" / f"{name}.json", json.dumps(done))
+
+
+def write_whole(path, text):
+    part = path.with_name(path.name + ".part")
+    part.write_text(text)
+    part.replace(path)
