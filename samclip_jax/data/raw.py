@@ -16,6 +16,7 @@ from samclip_jax.data.sources import CocoInstances, ImageFolder
 from samclip_jax.errors import UserError
 
 FILES = 4096  # of a folder or of COCO in one unit
+TARS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 
 
 @dataclasses.dataclass
@@ -41,7 +42,9 @@ class Tars:
         self.source = pathlib.Path(source)
 
     def units(self):
-        paths = [self.source] if self.source.is_file() else sorted(self.source.rglob("*.tar*"))
+        paths = [self.source]
+        if not self.source.is_file():
+            paths = sorted(p for p in self.source.rglob("*") if p.name.endswith(TARS))
         if not paths:
             raise UserError(f"no tar files in {self.source}")
         folder = self.source.parent if self.source.is_file() else self.source
