@@ -11,7 +11,7 @@ import pathlib
 import tarfile
 import zlib
 
-from samclip_jax.data.decode import SUFFIXES, BadRecord, checked
+from samclip_jax.data.decode import SUFFIXES, BadRecord, checked, sa1b_objects
 from samclip_jax.data.sources import CocoInstances, ImageFolder
 from samclip_jax.errors import UserError
 
@@ -108,11 +108,8 @@ class Sa1bTars(Tars):
         if "json" not in beside:
             raise BadRecord("bad_annotation", "no json beside the image")
         with checked():
-            contents = json.loads(_bytes(tar, beside["json"]))
-            found.size = contents["image"]["height"], contents["image"]["width"]
-            found.annotations = [
-                (each, each["point_coords"][0], None) for each in contents["annotations"]
-            ]
+            found.size, objects = sa1b_objects(_bytes(tar, beside["json"]))
+            found.annotations = [(entry, point, None) for entry, point in objects]
 
 
 class Folder:

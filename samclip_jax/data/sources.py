@@ -24,7 +24,7 @@ import pathlib
 import numpy as np
 
 from samclip_jax.data import records
-from samclip_jax.data.decode import SUFFIXES, annotation, checked, decode_image, line
+from samclip_jax.data.decode import SUFFIXES, annotation, checked, decode_image, line, sa1b_objects
 from samclip_jax.data.shapes import ShapeObjects, ShapeScenes
 from samclip_jax.errors import UserError, os_errors
 
@@ -167,12 +167,8 @@ class Sa1b(ImageFolder):
     def __getitem__(self, index):
         name = self.files[index]
         with checked():
-            contents = json.loads((self.path / name).with_suffix(".json").read_bytes())
-            size = (contents["image"]["height"], contents["image"]["width"])
-            found = [
-                annotation(each, size, point=each["point_coords"][0])
-                for each in contents["annotations"]
-            ]
+            size, objects = sa1b_objects((self.path / name).with_suffix(".json").read_bytes())
+            found = [annotation(entry, size, point) for entry, point in objects]
             image = decode_image(self.path / name, size)
         found = [each for each in found if each is not None]
         return {"key": pathlib.Path(name).as_posix(), "image": image, "annotations": found}
