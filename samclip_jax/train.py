@@ -26,7 +26,7 @@ from samclip_jax.inference.model import Model
 from samclip_jax.losses import cosine_distance, mask_distillation
 from samclip_jax.metrics import MetricWriter, Timer
 from samclip_jax.models.config import ClipHeadConfig, kind_of
-from samclip_jax.models.samclip import combine
+from samclip_jax.models.samclip import combine, same_texts
 from samclip_jax.tokenizer import Tokenizer
 
 # ---------------------------------------------------------------------------------------- terms
@@ -134,15 +134,6 @@ def require_fit(config, params, teachers):
                 "whose images would be learnt for other texts; give the CLIP that the first stage "
                 "had, or start from a plain SAM"
             )
-
-
-def same_texts(student, teacher):
-    """Whether two flat models have the same text tower."""
-    towers = [{k: v for k, v in x.items() if k.startswith("text/")} for x in (student, teacher)]
-    if jax.tree.map(jnp.shape, towers[0]) != jax.tree.map(jnp.shape, towers[1]):
-        return False
-    equal = jax.jit(lambda a, b: jnp.all(jnp.stack([jnp.array_equal(a[k], b[k]) for k in a])))
-    return bool(equal(*towers))
 
 
 def require_cuts(config, streams, patch, mesh):
@@ -315,7 +306,8 @@ def train(values, workdir):
     first = int(state["step"])
     if first:
         print(f"{workdir} goes on after step {first} of {config.steps}", flush=True)
-    tokenizer = Tokenizer(tokenizer, model_config.text.context_length)
+    if tokenizer is not None:
+        tokenizer = Tokenizer(tokenizer, model_config.text.context_length)
     student = Model(model_config, {}, tokenizer, config.dtype)
     step_function = make_step(config, student.graph, graphs, optimizer, mesh)
     streams = start_streams(opened, config.seed, jax.device_get(state["positions"]), mesh)

@@ -182,6 +182,26 @@ def test_a_clip_of_other_texts_is_refused(stages, teachers, tmp_path, words):
         train.train(config, tmp_path / "run")
 
 
+def test_training_in_bfloat16(teachers, tmp_path):
+    """The real stages' dtype: the student's float32 text tower is that of a teacher in bfloat16."""
+    config = experiment(teachers, "stage2", teachers["sam"], steps=2)
+    config.dtype = "bfloat16"
+    train.train(config, tmp_path / "run")
+    assert changed(tmp_path / "run") == {"clip_head", "encoder", "mask_decoder"}
+    assert {leaf.dtype for leaf in checkpoint.load_model(tmp_path / "run")[1].values()} == {
+        jnp.dtype("float32")
+    }
+
+
+def test_a_teacher_with_another_text_tower_is_refused(stages, teachers, tmp_path):
+    other, (_, params) = tmp_path / "clip", models.split(models.init(CLIP))
+    checkpoint.save_model(other, CLIP, {k: 2 * x for k, x in params.items()})
+    config = experiment(teachers, "stage2", stages / "stage1")
+    config.teachers.clip = str(other)
+    with pytest.raises(UserError, match="text tower of teachers.clip is not the student's"):
+        train.train(config, tmp_path / "run")
+
+
 def test_a_teacher_at_rest_in_half_precision_says_the_same():
     graph, params = models.split(models.init(CLIP))
     images = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 3), np.uint8)

@@ -121,3 +121,15 @@ def combine(sam_config, sam_params, clip_config, clip_params, head_config, seed=
             head[name] = jnp.repeat(last, head_config.depth, 0)
     text = {name: leaf for name, leaf in clip_params.items() if name.startswith("text/")}
     return config, {**sam_params, **text, **{f"clip_head/{k}": leaf for k, leaf in head.items()}}
+
+
+def same_texts(params, other):
+    """Whether two flat models have the same text tower, as far as the dtypes of `other` tell."""
+    towers = [{k: v for k, v in x.items() if k.startswith("text/")} for x in (params, other)]
+    if jax.tree.map(jnp.shape, towers[0]) != jax.tree.map(jnp.shape, towers[1]):
+        return False
+
+    def equal(a, b):
+        return jnp.stack([jnp.array_equal(a[k].astype(b[k].dtype), b[k]) for k in a]).all()
+
+    return bool(jax.jit(equal)(*towers))
