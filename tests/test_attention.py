@@ -70,8 +70,8 @@ def test_relative_position_is_the_explicit_bias(grid):
 def kernel(monkeypatch):
     """As on a TPU, in interpret mode, where what nobody wrote is NaN."""
 
-    def on_tpu(*args, tpu, default):
-        return tpu(*args)
+    def on_tpu(*args, default, tpu=None):
+        return (tpu or default)(*args)
 
     monkeypatch.setattr(jax.lax, "platform_dependent", on_tpu)
     with pltpu.force_tpu_interpret_mode(pltpu.InterpretParams(uninitialized_memory="nan")):
@@ -114,6 +114,46 @@ def test_the_kernel_in_bfloat16(kernel):
         assert_close(ours, reference, BFLOAT16)
 
 
+@pytest.fixture
+def cudnn(monkeypatch):
+    """As on an NVIDIA GPU, the library's attention by XLA."""
+
+    def on_gpu(*args, cuda, **others):
+        return cuda(*args)
+
+    def library(q, k, v, *, scale, implementation):
+        assert implementation == "cudnn" and q.shape[-1] % 8 == 0
+        assert k.shape == v.shape
+        return plain(q, k, v, scale=scale, implementation="xla")
+
+    plain = jax.nn.dot_product_attention
+    monkeypatch.setattr(jax.nn, "dot_product_attention", library)
+    monkeypatch.setattr(jax.lax, "platform_dependent", on_gpu)
+    monkeypatch.setattr(ops, "_cudnn_takes", lambda *inputs: True)
+
+
+@pytest.mark.parametrize("grid, heads, width", [((14, 14), 4, 64), ((9, 17), 2, 80)])
+def test_the_library_on_gpus_is_the_explicit_bias(cudnn, grid, heads, width):
+    """92 channels, and 106, which are no multiples of 8."""
+    assert_exact(grids(0, *grid, 2, heads, width), grid)
+
+
+@pytest.mark.skipif(jax.default_backend() != "gpu", reason="needs a GPU")
+@pytest.mark.parametrize("grid", [(14, 14), (28, 28), (64, 64)])
+def test_gpus_call_the_library(grid):
+    arrays = grids(0, *grid, 1, 2, 64)
+    arrays = [*arrays[:3], *(table / 8 for table in arrays[3:])]
+    halved = functools.partial(fused, dtype=jnp.bfloat16)
+    program = jax.jit(lambda *arrays: halved(*arrays, grid)).lower(*arrays)
+    assert "fmha" in program.as_text()
+    with jax.default_matmul_precision("highest"):
+        expected = with_explicit_bias(*arrays, grid)
+        exact = gradients(with_explicit_bias, arrays, grid)
+    assert_close(halved(*arrays, grid), expected, BFLOAT16)
+    for ours, reference in zip(gradients(halved, arrays, grid), exact, strict=True):
+        assert_close(ours, reference, BFLOAT16)
+
+
 @pytest.mark.parametrize("grid", [(1, 257), (12, 12), (8, 16)])
 def test_without_relative_position(kernel, grid):
     """257 tokens of CLIP; rows with gaps between them, which are not for the kernel; without."""
@@ -135,11 +175,11 @@ def test_without_relative_position(kernel, grid):
         assert_close(found, reference, MODULE)
 
 
-@pytest.mark.parametrize("platform", ["tpu", "any"])
+@pytest.mark.parametrize("platform", ["tpu", "gpu", "any"])
 def test_some_rows_of_queries_against_all_keys(request, platform):
     """As where devices share an image: rows 4 to 11 of 12, and the gradients of what they give."""
-    if platform == "tpu":
-        request.getfixturevalue("kernel")
+    if platform != "any":
+        request.getfixturevalue({"tpu": "kernel", "gpu": "cudnn"}[platform])
     *arrays, rel_pos_h, rel_pos_w = grids(0, 12, 16, 2, 2, 64)
     q, kv = arrays[0], jnp.concatenate([x.reshape(2, 12, 16, -1) for x in arrays[1:]], -1)
 

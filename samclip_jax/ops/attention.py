@@ -5,7 +5,8 @@
     [q * scale | q.Rh | q.Rw]    against    [k | onehot(row) | onehot(column)]
 
 the biased attention is a plain one, exactly, and no [tokens, tokens] bias ever lies in memory. So
-it is on TPUs (attention_tpu.py); elsewhere the two parts are added to each block of scores.
+it is on TPUs (attention_tpu.py) and, by cuDNN, on NVIDIA GPUs; elsewhere the two parts are added to
+each block of scores.
 """
 
 import functools
@@ -22,6 +23,7 @@ QUERY_CHUNK = 256
 WHOLE_UP_TO = 1024  # tokens; above, the scores exist for one head and QUERY_CHUNK queries at a time
 ATTENDED = "attended"  # the name of the outputs that rematerialisation may keep
 KERNEL_FROM = 128  # tokens; below, a block of scores is too small to be worth a kernel
+CUDNN_CHANNELS = 8  # of a head, or a multiple
 
 
 def attention(q, k, v, *, scale=1.0, mask=None):
@@ -44,7 +46,8 @@ def self_attention(qkv, heads, rel_pos=(), whole=True):
     rel_pos: SAM's tables (rel_pos_h, rel_pos_w) [L, D], resized to 2 h - 1 and 2 w - 1 rows, which
     the unscaled q meets (segment_anything add_decomposed_rel_pos).
     whole: every grid lies whole on a device, as windows do; else devices may share its rows.
-    On TPUs by a kernel, where attention_tpu.takes the arrays.
+    On TPUs by a kernel, where attention_tpu.takes the arrays. On NVIDIA GPUs by cuDNN's, where it
+    takes [q | q.Rh | q.Rw]: not in float32, and over 128 channels from compute capability 9.0.
     """
     h, w = qkv.shape[1:3]
     tables = tuple(resize_line(x, 2 * n - 1) for x, n in zip(rel_pos, (h, w), strict=False))
@@ -71,10 +74,8 @@ def _on_a_device(heads, axes, qkv, tables):
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _attend(heads, arrays, tables):
     """The attention of attention_tpu.forward. Only the inputs are kept for the gradient."""
-    default = functools.partial(_any_platform, heads)
-    kernel = functools.partial(attention_tpu.forward, heads)
-    kernel = kernel if attention_tpu.takes(heads, arrays, tables) else default
-    return jax.lax.platform_dependent(arrays, tables, tpu=kernel, default=default)
+    forms = attention_tpu.forward, _by_cudnn, _any_platform
+    return _choose(heads, (arrays, tables), *(functools.partial(form, heads) for form in forms))
 
 
 def _attend_forward(heads, arrays, tables):
@@ -82,19 +83,63 @@ def _attend_forward(heads, arrays, tables):
 
 
 def _attend_backward(heads, inputs, d_out):
-    def default(arrays, tables, d_out):
-        return jax.vjp(functools.partial(_any_platform, heads), arrays, tables)[1](d_out)
+    def pull(form, arrays, tables, d_out):
+        return jax.vjp(functools.partial(form, heads), arrays, tables)[1](d_out)
 
+    forms = (functools.partial(pull, form) for form in (_by_cudnn, _any_platform))
     kernel = functools.partial(attention_tpu.backward, heads)
-    kernel = kernel if attention_tpu.takes(heads, *inputs) else default
-    return jax.lax.platform_dependent(*inputs, d_out, tpu=kernel, default=default)
+    return _choose(heads, (*inputs, d_out), kernel, *forms)
 
 
 _attend.defvjp(_attend_forward, _attend_backward)
 
 
+def _choose(heads, inputs, kernel, cudnn, default):
+    """The form for the platform that it is compiled for, if that takes the inputs."""
+    forms = {"default": default}
+    if attention_tpu.takes(heads, *inputs[:2]):
+        forms["tpu"] = kernel
+    if _cudnn_takes(cudnn, inputs):
+        forms["cuda"] = cudnn
+    return jax.lax.platform_dependent(*inputs, **forms)
+
+
+def _cudnn_takes(function, inputs):
+    """The library is asked: it depends on its version, the GPU, dtype, tokens and channels."""
+    if jax.default_backend() != "gpu":
+        return False
+    try:
+        jax.eval_shape(function, *inputs)
+    except RuntimeError:  # NotImplementedError is one
+        return False
+    return True
+
+
+def _by_cudnn(heads, arrays, tables):
+    """See attention_tpu.forward."""
+    (h, w), q, k, v, bias = _heads(heads, arrays, tables)
+    depth = q.shape[-1]
+    q = q * jnp.asarray(depth**-0.5, q.dtype)
+    if bias is not None:
+        rows, columns = jnp.repeat(jnp.eye(h), w, 0), jnp.tile(jnp.eye(w), (h, 1))
+        onehot = jnp.concatenate([rows, columns], -1).astype(k.dtype)[:, None]
+        onehot = jnp.broadcast_to(onehot, (*k.shape[:3], h + w))
+        q, k = jnp.concatenate([q, bias], -1), jnp.concatenate([k, onehot], -1)
+    channels = -(-q.shape[-1] // CUDNN_CHANNELS) * CUDNN_CHANNELS
+    q, k, v = (jnp.pad(x, (*[(0, 0)] * 3, (0, channels - x.shape[-1]))) for x in (q, k, v))
+    out = jax.nn.dot_product_attention(q, k, v, scale=1.0, implementation="cudnn")
+    return out[..., :depth].reshape(arrays[0].shape[:3] + (-1,))
+
+
 def _any_platform(heads, arrays, tables):
     """See attention_tpu.forward."""
+    grid, q, k, v, bias = _heads(heads, arrays, tables)
+    out = _blocks(grid, q.shape[-1] ** -0.5, q, k, v, bias)
+    return out.reshape(arrays[0].shape[:3] + (-1,))
+
+
+def _heads(heads, arrays, tables):
+    """The keys' grid, q, k and v [B, tokens, heads, D], and q's products with the tables."""
     (batch, rows, w, _), h = arrays[0].shape, arrays[-1].shape[1]
     counts = (3,) if len(arrays) == 1 else (1, 2)  # qkv; q and kv
     parts = (part for x, n in zip(arrays, counts, strict=True) for part in jnp.split(x, n, -1))
@@ -109,8 +154,7 @@ def _any_platform(heads, arrays, tables):
         q_rows = jnp.einsum("bijnd,ikd->bijnk", grid, by_row)
         q_columns = jnp.einsum("bijnd,jkd->bijnk", grid, by_column)
         bias = jnp.concatenate([q_rows, q_columns], -1).reshape(*q.shape[:3], h + w)
-    out = _blocks((h, w), q.shape[-1] ** -0.5, q, k, v, bias)
-    return out.reshape(batch, rows, w, -1)
+    return (h, w), q, k, v, bias
 
 
 def _blocks(grid, scale, q, k, v, bias):
