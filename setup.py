@@ -31,6 +31,7 @@ setup(
         "pycocotools>=2.0.10,<3",
         "safetensors>=0.5,<1",
         "scipy>=1.13,<2",
+        "simplejpeg>=1.8,<2",
         "tokenizers>=0.21,<1",
         "tqdm>=4.66,<5",
     ],

@@ -29,6 +29,7 @@ def anything(value=None):
 def source(name, **options):
     """A source of data/sources.py and every option that one can have; None: not given."""
     known = {name for made in SOURCES.values() for name in inspect.signature(made).parameters}
+    known.add("weight")  # in a stream of several: how often an epoch has each of its images, 1
     return ConfigDict(
         {"name": name} | {option: anything(options.get(option)) for option in sorted(known)}
     )

@@ -60,11 +60,11 @@ def squares(count, shape=(64, 64)):
 
 
 def test_unusable_records_are_left_out_and_counted():
-    source = Source([{"n": 0}, BadRecord("truncated", ""), {"n": 1}, {"n": 2}, {"n": 3}])
-    batches = Batches(source, lambda record: record["n"], 2)
+    source = Source([{"image": 0}, BadRecord("truncated", ""), *({"image": n} for n in (1, 2, 3))])
+    batches = Batches(source, lambda record: int(record["image"]), 2)
     assert list(batches) == [[0, 1], [2, 3]]
     assert dict(batches.counts()) == {"images": 4, "images_skipped": 1}
-    assert list(Batches(source, lambda record: record["n"], 2, limit=3)) == [[0, 1]]
+    assert list(Batches(source, lambda record: int(record["image"]), 2, limit=3)) == [[0, 1]]
     with pytest.raises(UserError, match="no usable image"):
         none = Batches(source[1:2] and Source([BadRecord("empty", "")]), dict, 2)
         assert list(none) == []
@@ -73,7 +73,7 @@ def test_unusable_records_are_left_out_and_counted():
 
 def test_a_mistake_in_preparing_is_not_hidden_in_a_thread():
     with pytest.raises(KeyError):
-        list(Batches(Source([{}]), lambda record: record["n"], 2))
+        list(Batches(Source([{"image": 0}]), lambda record: record["n"], 2))
 
 
 def test_batches_keep_one_shape():

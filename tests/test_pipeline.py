@@ -2,6 +2,7 @@
 
 import collections
 import contextlib
+import dataclasses
 import os
 import pathlib
 import signal
@@ -16,7 +17,7 @@ from PIL import Image
 
 from samclip_jax.data import transforms
 from samclip_jax.data.decode import REASONS, BadRecord
-from samclip_jax.data.pipeline import ClipStream, SamStream, Schedule, stream
+from samclip_jax.data.pipeline import ClipStream, Mixture, SamStream, Schedule, stream
 from samclip_jax.data.prompts import PromptConfig
 from samclip_jax.data.sources import make_source
 from samclip_jax.errors import UserError
@@ -84,6 +85,22 @@ def test_the_schedule_is_what_counting_gives(resolutions):
     assert (other != plan) == (len(resolutions) > 1)
 
 
+def test_weights_mix_sources():
+    """Twice and a half a source of 4, half one of 6: 10 and 3 an epoch, all records evenly."""
+    few, many = Numbers(4, name="few "), Numbers(6, name="many ")
+    few.weight, many.weight = 2.5, 0.5
+    mixture = Mixture([few, many], seed=0)
+    epochs = [collections.Counter(mixture[13 * epoch + e] for e in range(13)) for epoch in range(4)]
+    for seen in epochs:
+        assert sum(n for (number, _), n in seen.items() if number == 0) == 10
+        assert all(2 <= seen[0, index] <= 3 for index in range(4))
+        assert max(seen[1, index] for index in range(6)) == 1
+    for first, second in zip(epochs[::2], epochs[1::2], strict=True):
+        both = first + second
+        assert {both[0, index] for index in range(4)} == {5}
+        assert {both[1, index] for index in range(6)} == {1}
+
+
 def test_each_epoch_sees_each_image_once_in_another_order():
     sources = [Numbers(7, name="a"), Numbers(6, name="b")]
     seen = sum(keys(take(30, sources, CLIP)), [])
@@ -107,24 +124,25 @@ def test_every_pass_draws_another_crop_of_an_image():
     assert 0 < flipped.sum() < len(flipped)
 
 
-@pytest.mark.parametrize("config", [CLIP, SAM])
-def test_resume_is_exact_on_any_number_of_processes(config):
-    """Stopped after any batch and restarted on 2 processes: the same global batches, in order."""
+@pytest.mark.parametrize("hosts", [1, 2, 4])
+@pytest.mark.parametrize("config", [dataclasses.replace(CLIP, batch_size=16), SAM])
+def test_resume_is_exact_on_any_number_of_hosts(config, hosts):
+    """Stopped after any batch and restarted on other hosts: the same global batches, in order."""
     if config is SAM:
         source = make_source("shape_scenes", split="train", size=30, image_size=32)
     else:
         source = Numbers(30, bad=(3, 4, 5))
     whole = take(6, source, config)
-    for start in (1, 4):
-        assert all(map(same, take(6 - start, source, config, start=start), whole[start:]))
-    shares = [lambda images, i=i: (i, 2) for i in (0, 1)]
-    parts = [take(4, source, config, start=2, share=share) for share in shares]
-    for batch, left, right in zip(whole[2:], *parts, strict=True):
-        joined = {name: np.concatenate([left[name], right[name]]) for name in config.shapes(1)}
-        joined["key"] = left["key"] + right["key"]
-        joined["rejected"] = left["rejected"] + right["rejected"]
-        joined["images"] = batch["images"]
-        assert same(batch, joined)
+    for start in (0, 1, 4):
+        shares = [lambda images, i=i: (i, hosts) for i in range(hosts)]
+        parts = [take(6 - start, source, config, start=start, share=share) for share in shares]
+        for number, (batch, *made) in enumerate(zip(whole[start:], *parts, strict=True), start):
+            joined = {key: np.concatenate([part[key] for part in made]) for key in config.shapes(1)}
+            joined["key"] = sum((part["key"] for part in made), [])
+            joined["rejected"] = sum(part["rejected"] for part in made)
+            joined["images"] = batch["images"]
+            print(f"from {start}, batch {number}:", *(" ".join(part["key"]) for part in made))
+            assert same(batch, joined)
 
 
 def test_bad_records_are_replaced_by_others_of_their_source_and_counted():

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 from pycocotools import mask as rle
 
-from samclip_jax.data.decode import BadRecord, CompressedMask, decode_image
+from samclip_jax.data.decode import BadRecord, CompressedMask, Jpeg, decode_image, open_image
 from samclip_jax.data.sources import make_source
 from samclip_jax.errors import UserError
 
@@ -26,7 +26,8 @@ def readable(source, rejected):
     """The usable records; the reasons of the others are counted in `rejected`."""
     for index in range(len(source)):
         try:
-            yield source[index]
+            record = source[index]
+            yield record | {"image": np.asarray(record["image"])}
         except BadRecord as bad:
             rejected[bad.reason] += 1
 
@@ -35,6 +36,29 @@ def encoded(image, form="PNG", **options):
     file = io.BytesIO()
     image.save(file, form, **options)
     return file.getvalue()
+
+
+def test_a_jpeg_is_decoded_when_it_is_asked_for():
+    """Pixel by pixel as Pillow has it; reduced, by eighths, as the mean of its pixels."""
+    image = Image.fromarray(picture(240, 400))
+    data = encoded(image, "JPEG", quality=95)
+    opened = open_image(data)
+    assert isinstance(opened, Jpeg) and opened.shape == (240, 400, 3)
+    with Image.open(io.BytesIO(data)) as expected:
+        np.testing.assert_array_equal(np.asarray(opened), np.asarray(expected))
+    assert opened.at_least(121, 100).shape == (150, 250, 3)
+    half = opened.at_least(120, 200)
+    means = picture(240, 400).reshape(120, 2, 200, 2, 3).mean((1, 3))
+    assert half.shape == (120, 200, 3) and np.abs(half - means).max() < 6
+
+
+def test_damage_shows_when_a_jpeg_is_decoded():
+    data = encoded(Image.fromarray(picture(240, 400)), "JPEG")
+    opened = open_image(data[: len(data) // 2])
+    for decode in (np.asarray, lambda image: image.at_least(30, 50)):
+        with pytest.raises(BadRecord) as bad:
+            decode(opened)
+        assert bad.value.reason == "truncated"
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))

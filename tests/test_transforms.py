@@ -1,10 +1,13 @@
 """The views that models take: their geometry is CLIP's and SAM's own."""
 
+import io
+
 import numpy as np
 import pytest
 from PIL import Image
 
 from samclip_jax.data import transforms
+from samclip_jax.data.decode import open_image
 
 
 def ramp(height, width):
@@ -31,6 +34,20 @@ def test_a_random_crop_is_drawn_from_its_generator():
     image = ramp(60, 80)
     draws = [transforms.random_resized_crop(image, 16, np.random.default_rng(i)) for i in (1, 1, 2)]
     assert (draws[0] == draws[1]).all() and (draws[0] != draws[2]).any()
+
+
+@pytest.mark.parametrize("size", [32, 64, 224])
+def test_a_crop_of_a_jpeg_is_that_of_its_pixels(size):
+    """Decoded at 1/8, 2/8 and whole."""
+    file = io.BytesIO()
+    Image.fromarray(ramp(241, 403)).save(file, "JPEG", quality=95)
+    jpeg = open_image(file.getvalue())
+    for seed in range(5):
+        found, expected = (
+            transforms.random_resized_crop(image, size, np.random.default_rng(seed)).astype(int)
+            for image in (jpeg, np.asarray(jpeg))
+        )
+        assert np.abs(found - expected).max() <= 4
 
 
 @pytest.mark.parametrize("shape", [(300, 400), (401, 300), (97, 97), (50, 333)])

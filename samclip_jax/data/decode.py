@@ -6,6 +6,7 @@ import json
 import pathlib
 
 import numpy as np
+import simplejpeg
 from PIL import ExifTags, Image
 from pycocotools import mask as rle
 
@@ -45,7 +46,12 @@ UPRIGHT = {  # EXIF orientation -> what turns the picture upright
 }
 
 
-def decode_image(image, size=None):  # bytes or path -> uint8 [H, W, 3]
+def decode_image(image, size=None):  # -> uint8 [H, W, 3]
+    """`open_image`, decoded."""
+    return np.asarray(open_image(image, size))
+
+
+def open_image(image, size=None):  # bytes or path -> uint8 [H, W, 3], or a Jpeg
     """Any photograph as upright 8-bit RGB, or BadRecord.
 
     size: (height, width) that annotations were made for. Some were drawn on the picture as it is
@@ -60,8 +66,37 @@ def decode_image(image, size=None):  # bytes or path -> uint8 [H, W, 3]
         raise BadRecord("too_large", error) from None
     except Exception:  # readers trip over hostile headers in every possible way
         raise BadRecord("not_an_image", f"it begins with {data[:20]}") from None
-    if min(stored.size) < 2:
+    shape = (stored.height, stored.width)
+    if min(shape) < 2:
         raise BadRecord("too_small", f"{stored.width} x {stored.height} px")
+    if (stored.format, stored.mode) == ("JPEG", "RGB") and UPRIGHT.get(orientation(stored)) is None:
+        if size is not None and tuple(size) != shape:
+            raise BadRecord("bad_annotation", f"made for {size}, the image is {shape}")
+        return Jpeg(data, shape)
+    return _decode(stored, size)
+
+
+class Jpeg:
+    """An RGB image file that lies upright, decoded when numpy asks for the array, by libjpeg-turbo.
+
+    shape: of the array, uint8 [H, W, 3]. BadRecord, then, where the pixels are damaged.
+    """
+
+    def __init__(self, data, shape):
+        self._data, self.shape = data, (*shape, 3)
+
+    def __array__(self, dtype=None, copy=None):
+        return self.at_least(*self.shape[:2]).astype(dtype or np.uint8, copy=False)
+
+    def at_least(self, height, width):  # -> uint8 [h, w, 3]
+        """The smallest of eighths of the image with so many px, which cost less to decode."""
+        try:
+            return simplejpeg.decode_jpeg(self._data, min_height=height, min_width=width)
+        except ValueError:  # of what Pillow forgives, too
+            return _decode(Image.open(io.BytesIO(self._data), formats=FORMATS))
+
+
+def _decode(stored, size=None):
     try:
         stored.load()
         turn = UPRIGHT.get(orientation(stored))

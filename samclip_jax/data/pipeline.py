@@ -4,7 +4,8 @@ The position of a stream is one integer, the number of batches made so far. Ever
 from it and the seed:
 
     batch g    has a resolution and a place in the endless sequence of examples (Schedule)
-    example e  is record `order[e]`: every epoch is another shuffle of all sources, each image once
+    example e  is a record: every epoch is another shuffle of all sources, each image once, or as
+               often as the weight of its source says (Mixture)
     its draws  come from (seed, e); so does the record that replaces it if it cannot be used
 
 Each process makes its own run of every batch's examples, so which examples batch g has does not
@@ -150,17 +151,39 @@ def stream(sources, config, seed, start=0, share=whole, workers=0, keys=False):
     return iter(batches.mp_prefetch(grain.MultiprocessingOptions(workers)))
 
 
+class Mixture:
+    """Example -> number of the source, index of the record.
+
+    An epoch has the share `weight` of a source's records: each of them as often as `weight` is
+    whole, and of the rest so many as the fraction says, the ones that were left out longest.
+    """
+
+    def __init__(self, sources, seed):
+        counts = [max(1, round(getattr(s, "weight", 1) * len(s))) for s in sources]
+        self.split = [(*divmod(n, len(s)), len(s)) for n, s in zip(counts, sources, strict=True)]
+        parts = [
+            grain.MapDataset.range(count).map(lambda index, number=number: (number, index))
+            for number, count in enumerate(counts)
+        ]
+        self.epoch = grain.MapDataset.concatenate(parts).shuffle(seed).repeat()
+        self.rest = [grain.MapDataset.range(len(s)).shuffle(seed).repeat() for s in sources]
+        self.length = sum(counts)
+
+    def __getitem__(self, example):
+        number, index = self.epoch[example]
+        times, rest, records = self.split[number]
+        if index < times * records:
+            return number, index % records
+        return number, self.rest[number][example // self.length * rest + index - times * records]
+
+
 class LocalBatch:
     """Batch number -> this process's part of it."""
 
     def __init__(self, sources, config, seed, schedule, shares, keys):
         self.sources, self.config, self.seed, self.schedule = sources, config, seed, schedule
         self.shares, self.keys = shares, keys
-        records = [
-            grain.MapDataset.range(len(source)).map(lambda index, number=number: (number, index))
-            for number, source in enumerate(sources)
-        ]
-        self.order = grain.MapDataset.concatenate(records).shuffle(seed).repeat()
+        self.order = Mixture(sources, seed)
 
     def __call__(self, batch):
         resolution, images, first = self.schedule(batch)

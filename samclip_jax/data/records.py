@@ -18,7 +18,7 @@ import numpy as np
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 from array_record.python.array_record_module import ArrayRecordWriter
 
-from samclip_jax.data.decode import CompressedMask, decode_image
+from samclip_jax.data.decode import CompressedMask, open_image
 
 MANIFEST, REJECTS, SHARDS = "manifest.json", "rejects.jsonl", "shards"
 SPLITS = ("train", "validation")
@@ -32,7 +32,7 @@ def encode(record):
 def decode(data):
     """Bytes -> the record as sources have it, "label" still a name. BadRecord if it is damaged."""
     record = msgpack.unpackb(data)
-    record["image"] = decode_image(record["image"])
+    record["image"] = open_image(record["image"])
     if "annotations" in record:
         size, shape = tuple(record.pop("size")), record["image"].shape[:2]
         record["annotations"] = [_annotation(each, size, shape) for each in record["annotations"]]

@@ -3,16 +3,16 @@
 A source has a length, and `source[i]` is a record, a dict:
 
     key          str, unique in its source, the same in every run
-    image        uint8 [H, W, 3], RGB
+    image        uint8 [H, W, 3], RGB, or a decode.Jpeg, which becomes it by np.asarray
     annotations  list of {"box": float32 [4], x0 y0 x1 y1 in px, "point": float32 [2], x y, or None,
                  "mask": np.asarray(mask) is bool [H, W], decoded on demand, or None,
                  "area": float, px, "category": str or None}      where it has objects
     semantic     int32 [H, W], index into source.classes, -1 without a class      where it has maps
     label        int, index into source.classes                  where it has image classes
 
-A record that cannot be used raises decode.BadRecord with one of the REASONS there: training
-replaces it, evaluation skips it, both count it. What is wrong with a source as a whole is a
-UserError.
+A record that cannot be used raises decode.BadRecord with one of the REASONS there, a Jpeg when it
+is decoded: training replaces it, evaluation skips it, both count it. What is wrong with a source as
+a whole is a UserError.
 """
 
 import difflib
@@ -24,15 +24,24 @@ import pathlib
 import numpy as np
 
 from samclip_jax.data import records
-from samclip_jax.data.decode import SUFFIXES, annotation, checked, decode_image, line, sa1b_objects
+from samclip_jax.data.decode import (
+    SUFFIXES,
+    annotation,
+    checked,
+    decode_image,
+    line,
+    open_image,
+    sa1b_objects,
+)
 from samclip_jax.data.shapes import ShapeObjects, ShapeScenes
 from samclip_jax.errors import UserError, os_errors
 
 
-def make_source(name, **options):
+def make_source(name, weight=None, **options):
     """The source of that name; `options` are its constructor's, None where they are not given.
 
-    UserError says what is wrong.
+    weight: how often an epoch of a stream has each of its records; 1 where it is None. UserError
+    says what is wrong.
     """
     options = {option: value for option, value in options.items() if value is not None}
     if name not in SOURCES:
@@ -46,7 +55,12 @@ def make_source(name, **options):
     required = [option for option in taken if taken[option].default is inspect.Parameter.empty]
     if missing := [option for option in required if option not in options]:
         raise UserError(f"source {name!r} takes {signature}; set {' and '.join(missing)}.")
-    return SOURCES[name](**options)
+    weight = 1 if weight is None else weight
+    if not isinstance(weight, (int, float)) or not 0 < weight < float("inf"):
+        raise UserError(f"the weight of a source must be a number over 0, got {weight!r}.")
+    source = SOURCES[name](**options)
+    source.weight = weight
+    return source
 
 
 # Sources
@@ -87,7 +101,7 @@ class ImageFolder(Files):
 
     def __getitem__(self, index):
         name = self.files[index]
-        record = {"key": pathlib.Path(name).as_posix(), "image": decode_image(self.path / name)}
+        record = {"key": pathlib.Path(name).as_posix(), "image": open_image(self.path / name)}
         if self.labels:
             record["label"] = self.classes.index(name.split(os.sep)[0])
         return record
@@ -130,7 +144,7 @@ class CocoInstances(Coco):
                 for each in self.annotations[entry["id"]]
                 if not each.get("iscrowd")
             ]
-            image = decode_image(self.folder / entry["file_name"], size)
+            image = open_image(self.folder / entry["file_name"], size)
         found = [each for each in found if each is not None]
         return {"key": entry["file_name"], "image": image, "annotations": found}
 
@@ -154,7 +168,7 @@ class CocoPanoptic(Coco):
             }
             labels = np.int32([classes.get(each, -1) for each in ids.tolist()])
             semantic = labels[inverse.reshape(colours.shape[:2])]
-            image = decode_image(self.folder / entry["file_name"], semantic.shape)
+            image = open_image(self.folder / entry["file_name"], semantic.shape)
         return {"key": entry["file_name"], "image": image, "semantic": semantic}
 
 
@@ -169,7 +183,7 @@ class Sa1b(ImageFolder):
         with checked():
             size, objects = sa1b_objects((self.path / name).with_suffix(".json").read_bytes())
             found = [annotation(entry, size, point) for entry, point in objects]
-            image = decode_image(self.path / name, size)
+            image = open_image(self.path / name, size)
         found = [each for each in found if each is not None]
         return {"key": pathlib.Path(name).as_posix(), "image": image, "annotations": found}
 

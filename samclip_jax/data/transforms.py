@@ -1,16 +1,34 @@
-"""From a photograph of any size to the size a model takes; uint8 to uint8, by Pillow's filters."""
+"""From a photograph of any size to the size a model takes; uint8 to uint8, by Pillow's filters.
+
+[H, W, 3] is an array, or a decode.Jpeg, which is decoded no larger than the result needs it.
+"""
 
 import math
 
 import numpy as np
 from PIL import Image
 
+from samclip_jax.data.decode import Jpeg
+
 BILINEAR, BICUBIC = Image.Resampling.BILINEAR, Image.Resampling.BICUBIC
 
 
 def resize(image, height, width, filter=BILINEAR, box=None):  # [H, W, 3] -> [height, width, 3]
     """Antialiased resizing of `box` (x0, y0, x1, y1 in px, may lie between pixels), or of all."""
+    if isinstance(image, Jpeg):
+        image, box = _reduced(image, height, width, box)
     return np.asarray(Image.fromarray(image).resize((width, height), filter, box))
+
+
+def _reduced(image, height, width, box):  # -> array, box in it
+    """A Jpeg as small as the box still has [height, width] px."""
+    h, w = image.shape[:2]
+    x0, y0, x1, y1 = box or (0, 0, w, h)
+    scale = min(1, max(height / (y1 - y0), width / (x1 - x0)))
+    small = image.at_least(math.ceil(h * scale), math.ceil(w * scale))
+    y, x = small.shape[0] / h, small.shape[1] / w
+    right, below = small.shape[1], small.shape[0]
+    return small, (x0 * x, y0 * y, min(x1 * x, right), min(y1 * y, below))
 
 
 def random_resized_crop(image, size, rng, scale=(0.9, 1.0), ratio=(3 / 4, 4 / 3)):

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from samclip_jax.data import records, transforms
-from samclip_jax.data.decode import BadRecord, annotation, checked, decode_image, orientation
+from samclip_jax.data.decode import BadRecord, Jpeg, annotation, checked, open_image
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,17 +40,17 @@ def make_record(found, options, dropped):
     """Input -> bytes of a record. BadRecord if it cannot be used; counts annotations `dropped`."""
     if found.error:
         raise found.error
-    image = decode_image(found.image, found.size)
+    image = open_image(found.image, found.size)
     size = image.shape[:2]
     if min(size) < options.min_side:
         raise BadRecord("too_small", f"{size[1]} x {size[0]} px")
     shape = smaller(size, options)
+    same = shape == size
+    pixels = np.asarray(image) if same else transforms.resize(image, *shape, transforms.BICUBIC)
     record = {"key": found.key, "image": found.image}
-    if shape != size or not kept_as_it_is(found.image):
-        if shape != size:
-            image = transforms.resize(image, *shape, transforms.BICUBIC)
+    if not (same and isinstance(image, Jpeg)):
         file = io.BytesIO()
-        Image.fromarray(image).save(file, "JPEG", quality=options.quality)
+        Image.fromarray(pixels).save(file, "JPEG", quality=options.quality)
         record["image"] = file.getvalue()
     if found.label is not None:
         record["label"] = found.label
@@ -69,12 +69,6 @@ def smaller(size, options):
     limits = (options.longest, max(size)), (options.shortest, min(size))
     scale = min([1, *(limit / side for limit, side in limits if limit)])
     return size if scale == 1 else tuple(max(1, round(side * scale)) for side in size)
-
-
-def kept_as_it_is(data):
-    """Whether every reader sees the same upright RGB in these bytes."""
-    image = Image.open(io.BytesIO(data))
-    return (image.format, image.mode) == ("JPEG", "RGB") and orientation(image) in (None, 1)
 
 
 def keep(entry, point, category, size, shape, options, dropped):

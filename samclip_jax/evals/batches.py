@@ -60,7 +60,8 @@ class Batches:
 
     def _record(self, index):
         try:
-            return self.prepare(self.source[index])
+            record = self.source[index]
+            return self.prepare(record | {"image": np.asarray(record["image"])})
         except BadRecord as bad:
             return bad
 
