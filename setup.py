@@ -25,6 +25,7 @@ setup(
         "ml_collections>=1.0,<2",
         "msgpack>=1.0,<2",
         "numpy>=2.0,<3",
+        "opencv-python-headless>=4.10,<6",
         "optax>=0.2.6,<0.3",
         "orbax-checkpoint>=0.12.4,<0.13",  # its v1 API is young
         "Pillow>=11",
@@ -40,6 +41,12 @@ setup(
         "test": [*EVAL, "pytest>=8,<10", "pytest-xdist>=3.6,<4", "ruff>=0.17,<0.18"],
         "tpu": ["jax[tpu]>=0.10,<0.13", "gcsfs"],
         # The PyTorch originals, for live parity tests. .ci/run adds open_clip_torch and timm.
-        "oracle": ["ftfy", "segment-anything>=1,<2", "torch==2.13.0", "transformers>=5,<6"],
+        "oracle": [
+            "ftfy",
+            "segment-anything>=1,<2",
+            "torch==2.13.0",
+            "transformers>=5,<6",
+            "webdataset>=1,<2",
+        ],
     },
 )

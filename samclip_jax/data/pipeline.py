@@ -46,7 +46,7 @@ class ClipStream:
     def example(self, record, resolution, rng):
         """{"image": uint8 [R, R, 3]}"""
         image = transforms.random_resized_crop(record["image"], resolution, rng, self.crop_scale)
-        return {"image": image[:, ::-1] if rng.random() < self.flip else image}
+        return {"image": transforms.flip(image) if rng.random() < self.flip else image}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,6 +12,8 @@ import threading
 import time
 from multiprocessing import spawn
 
+import cv2
+
 
 class WithoutJax:
     """An import hook: to whoever asks, jax is not installed."""
@@ -47,6 +49,7 @@ def end_with(parent):
 if __name__ == "__mp_main__":
     threading.Thread(target=end_with, args=(os.getppid(),), daemon=True).start()
     sys.meta_path.insert(0, WithoutJax)
+    cv2.setNumThreads(1)  # a worker is one of many
     logging.disable(logging.WARNING)  # Grain's: no jax
     import grain  # noqa: F401
 
