@@ -310,6 +310,40 @@ def test_prepared_records_feed_the_streams(tmp_path):
     assert not sum(batch["rejected"] for batch in batches).any()
 
 
+def test_a_data_set_of_tfds(tmp_path, monkeypatch):
+    """Read without decoding, from the folder that TFDS itself would take."""
+    tfds = pytest.importorskip("tensorflow_datasets")
+    files = [photograph(0), photograph(1), photograph(2)[:-200]]
+
+    class Tiny(tfds.core.GeneratorBasedBuilder):
+        VERSION = tfds.core.Version("1.0.0")
+
+        def _info(self):
+            names = tfds.features.ClassLabel(names=["cat", "dog"])
+            features = {"image": tfds.features.Image(encoding_format="jpeg"), "label": names}
+            features = tfds.features.FeaturesDict(features)
+            return tfds.core.DatasetInfo(builder=self, features=features)
+
+        def _split_generators(self, manager):
+            return {"test": self._generate_examples()}
+
+        def _generate_examples(self):
+            for i, file in enumerate(files):
+                yield i, {"image": io.BytesIO(file), "label": i % 2}
+
+    Tiny(data_dir=tmp_path / "tfds", file_format="array_record").download_and_prepare()
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "tfds"))
+    found = run("tfds", "tiny", tmp_path / "out", split="test")
+    assert (found["inputs"], found["records"], found["reasons"]) == (3, 2, {"truncated": 1})
+    source = make_source("prepared", path=tmp_path / "out")
+    stored = {source[i]["key"]: msgpack.unpackb(source.shards[i])["image"] for i in range(2)}
+    assert set(stored.values()) == set(files[:2])
+    assert all(key.startswith("tiny/1.0.0/test/") for key in stored)
+    for i in range(2):
+        number = files.index(stored[source[i]["key"]])
+        assert source.classes[source[i]["label"]] == ("cat", "dog")[number % 2]
+
+
 def test_killed_at_any_moment_it_goes_on_and_loses_and_doubles_nothing(tmp_path, environment):
     files = {}
     for i in range(12):
@@ -344,7 +378,9 @@ def test_killed_at_any_moment_it_goes_on_and_loses_and_doubles_nothing(tmp_path,
         (["sa1b", "nowhere", "out2"], "no tar files in nowhere"),
         (["sa1b", "source", "out", "--longest=32"], "begun with another options"),
         (["folder", "nowhere", "out2"], "nowhere does not exist"),
-        (["coco", "source", "out2"], "--images goes with coco"),
+        (["coco", "source", "out2"], "coco needs --images"),
+        (["tar", "source", "out2", "--images=."], "--images goes with coco"),
+        (["tfds", "no_such_set", "out2"], "TFDS gives no 'train' of 'no_such_set'"),
         (["tar", "source", "out2", "--labels"], "--labels goes with folder"),
         (["sa1b", "html", "out2"], "nothing in html can be used"),
         (["tar", "dirt", "out3"], "4 of 4 inputs cannot be used, 4 of them are not_an_image"),

@@ -78,6 +78,8 @@ def test_annotations_of_the_stored_picture_undo_the_orientation():
     exif[0x0112] = 6
     data = encoded(Image.fromarray(picture()), "JPEG", exif=exif)
     assert decode_image(data).shape == (40, 24, 3)
+    late = encoded(Image.fromarray(picture()), "JPEG", exif=exif, icc_profile=bytes(10**5))
+    assert decode_image(late).shape == (40, 24, 3)
     assert decode_image(data, size=(40, 24)).shape == (40, 24, 3)
     assert decode_image(data, size=(24, 40)).shape == (24, 40, 3)
     with pytest.raises(BadRecord) as bad:

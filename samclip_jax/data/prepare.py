@@ -4,7 +4,7 @@ Makes ArrayRecord shards of a data set as it is released, which any number of ho
 
     sa1b         SA-1B, its sa_*.tar            tar      img2dataset's and webdataset's tars
     imagenet21k  a tar for each synset          folder   images; --labels: its folders are classes
-    coco         instances json, with --images
+    coco         instances json, with --images  tfds     a data set's name, with --split
 
 The source is cut into units. Each becomes shards by itself, so the output does not depend on the
 number of workers, and a run that was killed goes on with the units that are left. What cannot be
@@ -223,6 +223,7 @@ def parse(arguments=None):
     parser.add_argument("output")
     parser.add_argument("--workers", type=int, default=os.cpu_count())
     parser.add_argument("--images", help="coco: the folder of the image files")
+    parser.add_argument("--split", help="tfds: train if it is not given")
     parser.add_argument("--labels", action="store_true", help="folder: its folders are classes")
     for field in dataclasses.fields(Options):
         name = f"--{field.name}"
@@ -236,13 +237,13 @@ def parse(arguments=None):
         **{field.name: given.pop(field.name) for field in dataclasses.fields(Options)}
     )
     kind = given["kind"]
-    if (kind == "coco") != (given["images"] is not None):
-        raise UserError("--images goes with coco: the folder of its image files")
-    if given["labels"] and kind != "folder":
-        raise UserError("--labels goes with folder")
-    more = {"coco": {"images": given["images"]}, "folder": {"labels": given["labels"]}}.get(
-        kind, {}
-    )
+    for option, owner in {"images": "coco", "labels": "folder", "split": "tfds"}.items():
+        if given[option] and kind != owner:
+            raise UserError(f"--{option} goes with {owner}")
+    if kind == "coco" and not given["images"]:
+        raise UserError("coco needs --images, the folder of its image files")
+    more = {"coco": ["images"], "folder": ["labels"], "tfds": ["split"]}.get(kind, ())
+    more = {option: given[option] for option in more if given[option] is not None}
     return kind, given["source"], given["output"], options, given["workers"], more
 
 

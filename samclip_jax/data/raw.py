@@ -11,11 +11,11 @@ import pathlib
 import tarfile
 import zlib
 
-from samclip_jax.data.decode import SUFFIXES, BadRecord, checked, sa1b_objects
+from samclip_jax.data.decode import SUFFIXES, BadRecord, checked, line, sa1b_objects
 from samclip_jax.data.sources import CocoInstances, ImageFolder
 from samclip_jax.errors import UserError
 
-FILES = 4096  # of a folder or of COCO in one unit
+FILES = 4096  # of a folder, COCO or TFDS in one unit
 TARS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 
 
@@ -153,12 +153,52 @@ class Coco:
             yield _from_file(found, self.source.folder / entry["file_name"])
 
 
+class Tfds:
+    """A split of a data set of tensorflow_datasets, with images and, perhaps, a label.
+
+    It lies in the folder that TFDS_DATA_DIR names, or is made there by TFDS.
+    """
+
+    def __init__(self, source, split="train"):
+        self.source, self.split = source, split
+        images = self._open()
+        info = images.dataset_info
+        if "image" not in info.features:
+            raise UserError(f"{source} has no 'image', only {', '.join(info.features)}")
+        self.names = info.features["label"].names if "label" in info.features else None
+        self.length, self.prefix = len(images), f"{info.full_name}/{split}"
+
+    def units(self):
+        return _cut(range(self.length), of=self.prefix)
+
+    def read(self, indices, damaged):
+        images = self._open()
+        for index in indices:
+            example = images[index]
+            label = self.names[example["label"]] if self.names else None
+            yield Input(f"{self.prefix}/{index}", example["image"], label)
+
+    def _open(self):
+        try:
+            import tensorflow_datasets as tfds
+        except ImportError:
+            raise UserError("tfds needs: pip install tensorflow-datasets") from None
+        try:
+            raw = {"image": tfds.decode.SkipDecoding()}
+            return tfds.data_source(self.source, split=self.split, decoders=raw)
+        except Exception as error:  # of its own kinds, and of every data set's own
+            raise UserError(
+                f"TFDS gives no {self.split!r} of {self.source!r}: {line(error)}"
+            ) from None
+
+
 KINDS = {
     "sa1b": Sa1bTars,
     "tar": Tars,
     "imagenet21k": ImageNet21k,
     "folder": Folder,
     "coco": Coco,
+    "tfds": Tfds,
 }
 
 
@@ -195,8 +235,8 @@ def _from_file(found, path):
     return found
 
 
-def _cut(items):
+def _cut(items, of=""):
     """Units of FILES items each, told apart by what is in them."""
     for first in range(0, len(items), FILES):
-        part = items[first : first + FILES]
-        yield f"{first // FILES:05d}", part, zlib.crc32(json.dumps(part).encode())
+        part = list(items[first : first + FILES])
+        yield f"{first // FILES:05d}", part, zlib.crc32(json.dumps([of, *part]).encode())
