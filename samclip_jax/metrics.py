@@ -69,16 +69,20 @@ def write_json(path, value):
 
 
 class Timer:
-    """Seconds a step since it was last asked, and the part of them that was spent on data."""
+    """Seconds a step since it was last asked, and the part of them in which the devices had nothing
+    to do for want of data."""
 
     def __init__(self):
         self.steps, self.waited, self.began = 0, 0.0, time.monotonic()
 
     @contextlib.contextmanager
-    def waiting(self):
+    def waiting(self, running):
+        """While data is waited for. running: arrays that the devices may still be computing; where
+        they are, at the end, nobody but the host has waited."""
         began = time.monotonic()
         yield
-        self.waited += time.monotonic() - began
+        if all(array.is_ready() for array in jax.tree.leaves(running)):
+            self.waited += time.monotonic() - began
 
     def step(self):
         self.steps += 1

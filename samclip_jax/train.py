@@ -312,11 +312,11 @@ def train(values, workdir):
     step_function = make_step(config, student.graph, graphs, optimizer, mesh)
     streams = start_streams(opened, config.seed, jax.device_get(state["positions"]), mesh)
     writer, timer = MetricWriter(workdir), Timer()
-    rejected, evaluated = collections.Counter(), {}
+    rejected, evaluated, metrics = collections.Counter(), {}, {}
     try:
         for step in range(first + 1, config.steps + 1):
             last = step == config.steps
-            with timer.waiting():
+            with timer.waiting(metrics):
                 batches = {name: next(stream) for name, stream in streams.items()}
             for name, batch in batches.items():
                 rejected.update({f"{name}/{r}": n for r, n in counted(batch.pop("rejected"))})
@@ -324,13 +324,15 @@ def train(values, workdir):
                 name: sharding.shard_batch(mesh, batch.pop("images"), batch)
                 for name, batch in batches.items()
             }
+            before = metrics
             with jax.set_mesh(mesh):
                 state, metrics = step_function(state, frozen, teachers, batches)
+            jax.block_until_ready(before)  # no more than two batches lie on the devices
             timer.step()
             if step % config.log_every == 0 or step == first + 1 or last:
                 require_finite(state)
-                metrics |= {"learning_rate": schedule(step - 1), **rejected, **timer.take()}
-                writer.write(step, jax.device_get(metrics), total=config.steps)
+                told = {"learning_rate": schedule(step - 1), **rejected, **timer.take()}
+                writer.write(step, jax.device_get(metrics | told), total=config.steps)
             if last or checkpoints.due(step):
                 require_finite(state)
                 checkpoints.save(step, state, force=last)

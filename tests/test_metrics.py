@@ -1,12 +1,14 @@
 """metrics.py: every line is JSON, a resumed run goes on, and the console says the same."""
 
 import json
+import time
+import types
 
 import numpy as np
 import pytest
 
 from samclip_jax.errors import UserError
-from samclip_jax.metrics import MetricWriter
+from samclip_jax.metrics import MetricWriter, Timer
 
 
 def lines(workdir):
@@ -57,3 +59,14 @@ def test_a_workdir_that_cannot_be_written_is_one_sentence(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="file/metrics.jsonl was not written: "):
         MetricWriter(tmp_path / "file")
+
+
+@pytest.mark.parametrize("ready, share", [(True, 1), (False, 0)])
+def test_only_devices_that_have_nothing_to_do_wait_for_data(ready, share):
+    timer = Timer()
+    with timer.waiting({"loss": types.SimpleNamespace(is_ready=lambda: ready)}):
+        time.sleep(0.05)
+    timer.step()
+    taken = timer.take()
+    assert taken["seconds_per_step"] >= 0.05
+    assert taken["data_wait"] == pytest.approx(share, abs=0.1)
