@@ -1,4 +1,4 @@
-"""pip install -e .[test]; extras: eval, test, tpu, oracle.
+"""pip install -e .[test]; extras: eval, prepare, test, tpu, oracle.
 
 Upper bounds stand where the next release is known, or has often been, to break its users.
 """
@@ -39,6 +39,7 @@ setup(
     extras_require={
         "eval": EVAL,
         "test": [*EVAL, "pytest>=8,<10", "pytest-xdist>=3.6,<4", "ruff>=0.17,<0.18"],
+        "prepare": ["apache-beam[gcp]>=2.60,<3"],
         "tpu": ["jax[tpu]>=0.10,<0.13", "gcsfs"],
         # The PyTorch originals, for live parity tests. .ci/run adds open_clip_torch and timm.
         "oracle": [

@@ -310,6 +310,16 @@ def test_prepared_records_feed_the_streams(tmp_path):
     assert not sum(batch["rejected"] for batch in batches).any()
 
 
+def test_beam_makes_what_one_machine_makes(tmp_path, environment):
+    pytest.importorskip("apache_beam")
+    source = sa1b(tmp_path / "source", tars=3)
+    whole = run("sa1b", source, tmp_path / "whole")
+    command = [sys.executable, "-m", "samclip_jax.data.prepare", "sa1b", source, tmp_path / "out"]
+    command += ["--runner=DirectRunner", "--direct_num_workers=2"]
+    subprocess.run(command, env=environment, check=True, stderr=subprocess.DEVNULL)
+    assert json.loads((tmp_path / "out/manifest.json").read_text()) == whole
+
+
 def test_a_data_set_of_tfds(tmp_path, monkeypatch):
     """Read without decoding, from the folder that TFDS itself would take."""
     tfds = pytest.importorskip("tensorflow_datasets")

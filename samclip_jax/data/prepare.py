@@ -9,6 +9,10 @@ Makes ArrayRecord shards of a data set as it is released, which any number of ho
 The source is cut into units. Each becomes shards by itself, so the output does not depend on the
 number of workers, and a run that was killed goes on with the units that are left. What cannot be
 used is counted and listed: inputs = records + rejects.
+
+--runner hands the units to Apache Beam (pip install -e .[prepare]), which takes all options after
+it, as --runner=DataflowRunner --project=P --region=R --temp_location=gs://...; its workers need
+this package, and SOURCE and OUTPUT under the same paths (Filestore, Cloud Storage FUSE).
 """
 
 import argparse
@@ -35,8 +39,9 @@ from samclip_jax.errors import UserError, command, os_errors
 FEW = 1000  # inputs, before which no share of rejects stops a run
 
 
-def prepare(kind_name, source, output, options, workers, **kind_options):
-    """Prepares a data set; returns its manifest. UserError says what is wrong."""
+def prepare(kind_name, source, output, options, workers, beam=(), **kind_options):
+    """Prepares a data set, by `workers` processes or, with its options, by Apache Beam; returns
+    its manifest. UserError says what is wrong."""
     output = pathlib.Path(output)
     about = {"kind": kind_name, "source": str(source), **kind_options}
     about["options"] = dataclasses.asdict(options)
@@ -54,7 +59,15 @@ def prepare(kind_name, source, output, options, workers, **kind_options):
         if begun.exists():
             require_same(output, json.loads(begun.read_text()), plan)
         write_whole(begun, json.dumps(plan))
-        run(kind, options, output, units, workers)
+        left = [
+            (name, what)
+            for name, what, _ in units
+            if not (output / "progress" / f"{name}.json").exists()
+        ]
+        if beam:
+            run_beam(kind, options, output, left, beam)
+        else:
+            run(kind, options, output, left, workers)
         return finish(output, about, [name for name, _, _ in units], options)
 
 
@@ -68,9 +81,21 @@ def require_same(output, begun, given):
         )
 
 
-def run(kind, options, output, units, workers):
+def run_beam(kind, options, output, left, arguments):
+    """Prepares the units that are left where Apache Beam's options say."""
+    try:
+        import apache_beam
+        from apache_beam.options.pipeline_options import PipelineOptions
+    except ImportError:
+        raise UserError("--runner needs Apache Beam: pip install -e .[prepare]") from None
+    work = functools.partial(prepare_unit, kind, options, output)
+    with apache_beam.Pipeline(options=PipelineOptions(list(arguments))) as pipeline:
+        units = pipeline | apache_beam.Create(left) | apache_beam.Reshuffle()
+        _ = units | apache_beam.MapTuple(work)
+
+
+def run(kind, options, output, left, workers):
     """Prepares the units that are left, in `workers` processes."""
-    left = [u for u in units if not (output / "progress" / f"{u[0]}.json").exists()]
     context = multiprocessing.get_context("spawn")
     count = context.Value("q", 0)
     inputs, rejects = 0, collections.Counter()
@@ -79,7 +104,7 @@ def run(kind, options, output, units, workers):
     processes = min(workers, max(1, len(left)))
     pool = concurrent.futures.ProcessPoolExecutor(processes, context, begin_worker, given)
     with pool, bar:
-        waiting = {pool.submit(work, name, what) for name, what, _ in left}
+        waiting = {pool.submit(work, *unit) for unit in left}
         try:
             while waiting:
                 done, waiting = concurrent.futures.wait(waiting, 0.5, "FIRST_COMPLETED")
@@ -112,14 +137,19 @@ _WORKER = {}
 
 def begin_worker(kind, options, output, count, parent):
     threading.Thread(target=end_with, args=(parent,), daemon=True).start()
-    _WORKER.update(kind=kind, options=options, output=output, count=count)
+    _WORKER.update(given=(kind, options, output), count=count)
 
 
 def work(name, what):  # -> inputs, {reason: rejects} of the unit
-    output = _WORKER["output"]
-    prepare_unit(name=name, what=what, **_WORKER)
+    *_, output = _WORKER["given"]
+    prepare_unit(*_WORKER["given"], name, what, tick)
     done = json.loads((output / "progress" / f"{name}.json").read_text())
     return done["inputs"], collections.Counter(reason for _, reason, _ in done["rejects"])
+
+
+def tick():
+    with _WORKER["count"].get_lock():
+        _WORKER["count"].value += 1
 
 
 # ----------------------------------------------------------------------------------------- the end
@@ -216,7 +246,7 @@ def without(output, shard, places):
 
 
 def parse(arguments=None):
-    """The command line -> (kind, source, output, Options, workers, options of the kind)."""
+    """The command line -> what `prepare` takes, and the further options of the kind."""
     parser = argparse.ArgumentParser(prog="prepare", description=__doc__.split("\n\n")[1])
     parser.add_argument("kind", choices=KINDS)
     parser.add_argument("source")
@@ -232,7 +262,12 @@ def parse(arguments=None):
         else:
             kind = float if isinstance(field.default, float) else int
             parser.add_argument(name, type=kind, default=field.default)
-    given = vars(parser.parse_args(arguments))
+    parser.add_argument("--runner", help="Apache Beam's; options of it may follow")
+    given, rest = parser.parse_known_args(arguments)
+    given = vars(given)
+    if rest and not given["runner"]:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    beam = [f"--runner={given['runner']}", *rest] if given["runner"] else []
     options = Options(
         **{field.name: given.pop(field.name) for field in dataclasses.fields(Options)}
     )
@@ -244,14 +279,14 @@ def parse(arguments=None):
         raise UserError("coco needs --images, the folder of its image files")
     more = {"coco": ["images"], "folder": ["labels"], "tfds": ["split"]}.get(kind, ())
     more = {option: given[option] for option in more if given[option] is not None}
-    return kind, given["source"], given["output"], options, given["workers"], more
+    return (kind, given["source"], given["output"], options, given["workers"], beam), more
 
 
 @command
 def main():
-    kind, source, output, options, workers, more = parse()
-    found = prepare(kind, source, output, options, workers, **more)
-    print(f"{output}: {found['records']} records of {found['inputs']} inputs", end="")
+    given, more = parse()
+    found = prepare(*given, **more)
+    print(f"{given[2]}: {found['records']} records of {found['inputs']} inputs", end="")
     reasons = ", ".join(f"{n} {reason}" for reason, n in sorted(found["reasons"].items()))
     print(f"; {found['rejects']} rejected: {reasons}" if reasons else "")
     for each in found["damaged"]:

@@ -12,6 +12,7 @@ A record is msgpack of {"key": str, "image": bytes of an image file}, and where 
 import hashlib
 import json
 import pathlib
+import uuid
 
 import msgpack
 import numpy as np
@@ -53,7 +54,7 @@ class Shard:
 
     def __init__(self, path):
         self.path, self.count = path, 0
-        self._part = path.with_suffix(".part")
+        self._part = path.with_suffix(f".{uuid.uuid4().hex}.part")  # others may write the same
         self._writer = ArrayRecordWriter(str(self._part), "group_size:1,uncompressed")
 
     def write(self, data):

@@ -5,6 +5,7 @@ import dataclasses
 import hashlib
 import io
 import json
+import uuid
 
 import numpy as np
 from PIL import Image
@@ -99,8 +100,11 @@ def keep(entry, point, category, size, shape, options, dropped):
     }
 
 
-def prepare_unit(kind, options, output, name, what, count):
-    """Writes the shards of a unit and, after them, progress/NAME.json: what has become of it."""
+def prepare_unit(kind, options, output, name, what, tick=lambda: None):
+    """Writes the shards of a unit and, after them, progress/NAME.json: what has become of it.
+
+    tick() is called for every input.
+    """
     shards, contents = {}, {split: {"keys": [], "digests": []} for split in records.SPLITS}
     done = {"inputs": 0, "damaged": [], "rejects": []}
     dropped, labels = collections.Counter(), set()
@@ -108,8 +112,7 @@ def prepare_unit(kind, options, output, name, what, count):
         if not chosen(found.key, options.fraction, b"fraction"):
             continue
         done["inputs"] += 1
-        with count.get_lock():
-            count.value += 1
+        tick()
         try:
             record = make_record(found, options, dropped)
         except BadRecord as bad:
@@ -128,6 +131,6 @@ def prepare_unit(kind, options, output, name, what, count):
 
 
 def write_whole(path, text):
-    part = path.with_name(path.name + ".part")
+    part = path.with_name(f"{path.name}.{uuid.uuid4().hex}.part")  # others may write the same
     part.write_text(text)
     part.replace(path)
