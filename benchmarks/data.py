@@ -3,12 +3,12 @@
 python -m benchmarks.data --coco=DIR [--rounds=5] [--images=2000] [--report=FILE]
 python -m benchmarks.data --coco=DIR --memory=200000 [--report=FILE]
 
-DIR holds images/ and instances.json in COCO's formats. The same files, as they are, go into a tar
-for webdataset and through data.prepare for this project's streams; both give uint8 batches. At 224
-px a random crop and flip; at 1024 px the longest side resized and padded, here with 32 prompts an
-image. Every round runs each once, in turn, with one and with two worker processes; medians are
-compared. With --memory: how much the process and its workers hold while so many images go through
-the 224-px stream. Needs the extra `oracle`.
+DIR holds images/ of jpg files and instances.json in COCO's formats. The same files, as they are, go
+into a tar for webdataset and through data.prepare for this project's streams; both give uint8
+batches. At 224 px a random crop and flip; at 1024 px the longest side resized and padded, here with
+32 prompts an image. Every round runs each once, in turn, with one and with two worker processes;
+medians are compared. With --memory: how much the process and its workers hold while so many images
+go through the 224-px stream. Needs the extra `oracle`.
 """
 
 import argparse
@@ -33,7 +33,6 @@ from samclip_jax.metrics import write_json
 
 COPIES = 8  # of every photograph: Grain shuffles few records more slowly than many
 BATCH = {224: 64, 1024: 4}
-KEPT = Options(masks=False)  # the files' own bytes
 STREAMS = {
     224: pipeline.ClipStream(BATCH[224], resolutions=(224,)),
     1024: pipeline.SamStream(BATCH[1024]),
@@ -46,9 +45,9 @@ def write_sets(coco, folder):
         for copy in range(COPIES):
             for path in sorted((coco / "images").iterdir()):
                 tar.add(path, f"{copy}-{path.name}")
-    prepare.prepare("tar", folder / "images.tar", folder / "clip", KEPT, workers=1)
+    prepare.prepare("tar", folder / "images.tar", folder / "clip", Options(), workers=1)
     annotations = {"images": str(coco / "images")}
-    prepare.prepare("coco", coco / "instances.json", folder / "sam", KEPT, 1, **annotations)
+    prepare.prepare("coco", coco / "instances.json", folder / "sam", Options(), 1, **annotations)
     return {224: folder / "clip", 1024: folder / "sam"}, folder / "images.tar"
 
 
@@ -160,12 +159,13 @@ def main():
         for turn in range(given.rounds):
             for resolution, workers in ((224, 1), (224, 2), (1024, 1), (1024, 2)):
                 images = given.images if resolution == 224 else given.images // 10
-                each = {
-                    "samclip_jax": ours(sets[resolution], resolution, workers),
-                    "webdataset": peer(tar, resolution, workers),
-                }
-                for name, batches in each.items():
-                    row = found.setdefault(f"{resolution} px, workers: {workers}", {})
+                row = found.setdefault(f"{resolution} px, workers: {workers}", {})
+                for name, made in {
+                    "samclip_jax": (ours, sets[resolution]),
+                    "webdataset": (peer, tar),
+                }.items():
+                    open_stream, path = made
+                    batches = open_stream(path, resolution, workers)
                     row.setdefault(name, []).append(rate(batches, resolution, images))
             print(f"round {turn + 1}/{given.rounds}", flush=True)
     print("\n| | samclip_jax | webdataset | ratio |\n|---|---|---|---|")

@@ -29,10 +29,8 @@ def anything(value=None):
 def source(name, **options):
     """A source of data/sources.py and every option that one can have; None: not given."""
     known = {name for made in SOURCES.values() for name in inspect.signature(made).parameters}
-    known.add("weight")  # in a stream of several: how often an epoch has each of its images, 1
-    return ConfigDict(
-        {"name": name} | {option: anything(options.get(option)) for option in sorted(known)}
-    )
+    names = sorted(known | options.keys())
+    return ConfigDict({"name": name} | {each: anything(options.get(each)) for each in names})
 
 
 def base():
@@ -59,7 +57,7 @@ def base():
     config.streams = ConfigDict()
     config.streams.clip = dict(
         kind="clip",
-        sources=dict(main=source("folder")),
+        sources=dict(main=source("folder", weight=1)),  # how often an epoch has each image
         workers=8,
         batch_size=CLIP_BATCH,
         resolutions=(224, 448),  # 4.1
@@ -102,7 +100,7 @@ def sam_term():
     term = dict(loss="sam", stream="sam", teacher="sam", weight=10.0, micro_batches=1)  # lambda
     stream = dict(
         kind="sam",
-        sources=dict(main=source("sa1b")),
+        sources=dict(main=source("sa1b", weight=1)),
         workers=4,
         batch_size=32,  # appendix A
         image_size=1024,

@@ -69,16 +69,16 @@ def write_json(path, value):
 
 
 class Timer:
-    """Seconds a step since it was last asked, and the part of them in which the devices had nothing
-    to do for want of data."""
+    """Seconds a step since it was last asked, and at most which part of them the devices had
+    nothing to do for want of data."""
 
     def __init__(self):
         self.steps, self.waited, self.began = 0, 0.0, time.monotonic()
 
     @contextlib.contextmanager
     def waiting(self, running):
-        """While data is waited for. running: arrays that the devices may still be computing; where
-        they are, at the end, nobody but the host has waited."""
+        """While the host waits for data. running: arrays that the devices may still be computing;
+        the wait counts, all of it, if they are done when it ends."""
         began = time.monotonic()
         yield
         if all(array.is_ready() for array in jax.tree.leaves(running)):

@@ -85,20 +85,29 @@ def test_the_schedule_is_what_counting_gives(resolutions):
     assert (other != plan) == (len(resolutions) > 1)
 
 
-def test_weights_mix_sources():
-    """Twice and a half a source of 4, half one of 6: 10 and 3 an epoch, all records evenly."""
-    few, many = Numbers(4, name="few "), Numbers(6, name="many ")
-    few.weight, many.weight = 2.5, 0.5
-    mixture = Mixture([few, many], seed=0)
-    epochs = [collections.Counter(mixture[13 * epoch + e] for e in range(13)) for epoch in range(4)]
-    for seen in epochs:
-        assert sum(n for (number, _), n in seen.items() if number == 0) == 10
-        assert all(2 <= seen[0, index] <= 3 for index in range(4))
-        assert max(seen[1, index] for index in range(6)) == 1
-    for first, second in zip(epochs[::2], epochs[1::2], strict=True):
-        both = first + second
-        assert {both[0, index] for index in range(4)} == {5}
-        assert {both[1, index] for index in range(6)} == {1}
+@pytest.mark.parametrize("weight, size", [(2.5, 4), (0.5, 6), (0.7, 10), (2.7, 10)])
+def test_weights_mix_sources(weight, size):
+    """Beside 3 other records, so many an epoch; none twice as often as another, in the end even."""
+    weighted, other = Numbers(size), Numbers(3)
+    weighted.weight = weight
+    mixture, count = Mixture([weighted, other], seed=0), round(weight * size)
+    seen, total = [], collections.Counter()
+    for epoch in range(10):
+        epoch = [mixture[(count + 3) * epoch + e] for e in range(count + 3)]
+        seen.append(collections.Counter(index for number, index in epoch if number == 0))
+        assert sorted(index for number, index in epoch if number == 1) == [0, 1, 2]
+    for each in seen:
+        assert each.total() == count
+        assert all(int(weight) <= each[index] <= int(weight) + 1 for index in range(size))
+        total += each
+    assert {total[index] for index in range(size)} == {10 * count / size}
+
+
+def test_a_weight_that_leaves_nothing_is_refused():
+    few = Numbers(4)
+    few.weight = 0.1
+    with pytest.raises(UserError, match="less than one record an epoch"):
+        Mixture([few], seed=0)
 
 
 def test_each_epoch_sees_each_image_once_in_another_order():

@@ -1,6 +1,7 @@
 """Every kind of file becomes upright 8-bit RGB or a counted reason, every layout records."""
 
 import collections
+import contextlib
 import io
 import json
 import struct
@@ -50,6 +51,41 @@ def test_a_jpeg_is_decoded_when_it_is_asked_for():
     half = opened.at_least(120, 200)
     means = picture(240, 400).reshape(120, 2, 200, 2, 3).mean((1, 3))
     assert half.shape == (120, 200, 3) and np.abs(half - means).max() < 6
+
+
+def as_lossless(data):
+    place = data.index(b"\xff\xc0")
+    return data[:place] + b"\xff\xc3" + data[place + 2 :]
+
+
+def as_12_bits(data):
+    place = data.index(b"\xff\xc0") + 4
+    return data[:place] + b"\x0c" + data[place + 1 :]
+
+
+def with_sampling_411(data):  # 4:1:1, turned: simplejpeg has no name for it
+    place = data.index(b"\xff\xc0") + 11
+    return data[:place] + b"\x14" + data[place + 1 :]
+
+
+@pytest.mark.parametrize("change", [as_lossless, as_12_bits, with_sampling_411])
+def test_what_libjpeg_turbo_cannot_scale_is_decoded_by_pillow_or_rejected(change):
+    """It writes beside its memory for a lossless file."""
+    data = change(encoded(Image.fromarray(picture(240, 400)), "JPEG"))
+    with contextlib.suppress(BadRecord):
+        image = open_image(data)
+        assert isinstance(image, np.ndarray) or change is with_sampling_411
+        np.asarray(image)
+
+
+def test_orientation_in_xmp_turns_the_picture_too():
+    xmp = b"http://ns.adobe.com/xap/1.0/\0<x tiff:Orientation='6'/>"
+    segment = b"\xff\xe1" + (len(xmp) + 2).to_bytes(2) + xmp
+    data = encoded(Image.fromarray(picture()), "JPEG")
+    found = decode_image(data[:2] + segment + data[2:])
+    with Image.open(io.BytesIO(data[:2] + segment + data[2:])) as image:
+        turned = image.getexif().get(0x0112) == 6
+    assert found.shape == ((40, 24, 3) if turned else (24, 40, 3))
 
 
 def test_damage_shows_when_a_jpeg_is_decoded():

@@ -3,7 +3,9 @@
 import contextlib
 import io
 import json
+import math
 import pathlib
+import struct
 
 import numpy as np
 import simplejpeg
@@ -35,6 +37,9 @@ class BadRecord(Exception):
 # The safe readers only: Pillow also starts Ghostscript for an EPS that calls itself .jpg.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "JPEG2000", "PPM")
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".jp2", ".ppm")
+# Markers of a JPEG: frames, sequential and progressive; segments before the scan; EXIF and XMP.
+FRAMES, SCAN, APP1 = (0xC0, 0xC1, 0xC2), 0xDA, 0xE1
+TABLES = (0xC4, 0xDB, 0xDD, 0xFE, *range(0xE0, 0xF0))
 UPRIGHT = {  # EXIF orientation -> what turns the picture upright
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -60,7 +65,8 @@ def open_image(image, size=None):  # bytes or path -> uint8 [H, W, 3], or a Jpeg
     data = image if isinstance(image, bytes) else _read(image)
     if not data:
         raise BadRecord("empty", "zero bytes")
-    if (shape := _plain_jpeg(data)) is not None:
+    shape, turned = _frame(data)
+    if shape and not turned:
         return _jpeg(data, shape, size)
     try:
         stored = Image.open(io.BytesIO(data), formats=FORMATS)
@@ -68,31 +74,32 @@ def open_image(image, size=None):  # bytes or path -> uint8 [H, W, 3], or a Jpeg
         raise BadRecord("too_large", error) from None
     except Exception:  # readers trip over hostile headers in every possible way
         raise BadRecord("not_an_image", f"it begins with {data[:20]}") from None
-    shape = (stored.height, stored.width)
-    if min(shape) < 2:
+    if min(stored.size) < 2:
         raise BadRecord("too_small", f"{stored.width} x {stored.height} px")
-    if (stored.format, stored.mode) == ("JPEG", "RGB") and UPRIGHT.get(orientation(stored)) is None:
+    if shape == (stored.height, stored.width) and UPRIGHT.get(orientation(stored)) is None:
         return _jpeg(data, shape, size)
     return _decode(stored, size)
 
 
-def _plain_jpeg(data):
-    """The shape of what is a JPEG of three colours without EXIF, told ten times as fast as by
-    Pillow; None where that has to look."""
-    if not data.startswith(b"\xff\xd8"):
-        return None
-    place = 2
-    while data[place : place + 2] != b"\xff\xda":  # the pixels
-        segment = data[place : place + 9]
-        if len(segment) < 9 or segment[0] != 0xFF or segment.endswith(b"Exif\0"):
-            return None
-        place += 2 + int.from_bytes(segment[2:4])
-    try:
-        height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
-    except ValueError:
-        return None
-    photograph = min(height, width) > 1 and height * width <= Image.MAX_IMAGE_PIXELS
-    return (height, width) if colours in ("YCbCr", "RGB") and photograph else None
+def _frame(data):
+    """Of a JPEG that libjpeg-turbo decodes at any scale, three colours of 8 bits coded by Huffman:
+    its (height, width), and whether something in it may say that it lies turned (EXIF, XMP). Else
+    None, None."""
+    shape, turned, place = None, False, 2
+    while data.startswith(b"\xff", place) and len(data) > place + 9:
+        marker, content = data[place + 1], place + 4
+        if marker == SCAN:
+            limit = Image.MAX_IMAGE_PIXELS or math.inf
+            fits = shape and min(shape) > 1 and math.prod(shape) <= limit
+            return (shape, turned) if fits and data.startswith(b"\xff\xd8") else (None, None)
+        if marker in FRAMES:
+            bits, height, width, colours = struct.unpack_from(">BHHB", data, content)
+            shape = (height, width) if (bits, colours) == (8, 3) else None
+        elif marker not in TABLES:
+            break
+        turned |= marker == APP1
+        place += 2 + int.from_bytes(data[place + 2 : content])
+    return None, None
 
 
 def _jpeg(data, shape, size):
@@ -118,11 +125,12 @@ class Jpeg:
         try:
             return simplejpeg.decode_jpeg(self._data, min_height=height, min_width=width)
         except ValueError:  # of what Pillow forgives, too
-            return _decode(Image.open(io.BytesIO(self._data), formats=FORMATS))
+            return _decode(io.BytesIO(self._data))
 
 
 def _decode(stored, size=None):
     try:
+        stored = stored if isinstance(stored, Image.Image) else Image.open(stored, formats=FORMATS)
         stored.load()
         turn = UPRIGHT.get(orientation(stored))
         upright = stored if turn is None else stored.transpose(turn)

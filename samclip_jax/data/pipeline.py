@@ -154,27 +154,32 @@ def stream(sources, config, seed, start=0, share=whole, workers=0, keys=False):
 class Mixture:
     """Example -> number of the source, index of the record.
 
-    An epoch has the share `weight` of a source's records: each of them as often as `weight` is
-    whole, and of the rest so many as the fraction says, the ones that were left out longest.
+    An epoch has `weight` times a source's records: each as often as the whole part of `weight`
+    says, and some once more, the next ones of an endless round through all of them.
     """
 
     def __init__(self, sources, seed):
-        counts = [max(1, round(getattr(s, "weight", 1) * len(s))) for s in sources]
-        self.split = [(*divmod(n, len(s)), len(s)) for n, s in zip(counts, sources, strict=True)]
+        self.sizes = [len(source) for source in sources]
+        counts = [round(getattr(source, "weight", 1) * len(source)) for source in sources]
+        if 0 in counts:
+            source = sources[counts.index(0)]
+            raise UserError(f"{source} has less than one record an epoch: raise its weight.")
         parts = [
             grain.MapDataset.range(count).map(lambda index, number=number: (number, index))
             for number, count in enumerate(counts)
         ]
-        self.epoch = grain.MapDataset.concatenate(parts).shuffle(seed).repeat()
-        self.rest = [grain.MapDataset.range(len(s)).shuffle(seed).repeat() for s in sources]
-        self.length = sum(counts)
+        self.counts, self.length = counts, sum(counts)
+        self.shuffled = grain.MapDataset.concatenate(parts).shuffle(seed).repeat()
+        self.rounds = [grain.MapDataset.range(size).shuffle(seed) for size in self.sizes]
 
     def __getitem__(self, example):
-        number, index = self.epoch[example]
-        times, rest, records = self.split[number]
-        if index < times * records:
-            return number, index % records
-        return number, self.rest[number][example // self.length * rest + index - times * records]
+        number, index = self.shuffled[example]
+        size, epoch = self.sizes[number], example // self.length
+        extra = self.counts[number] % size
+        whole = self.counts[number] - extra
+        if index < whole:
+            return number, index % size
+        return number, self.rounds[number][(epoch * extra + index - whole) % size]
 
 
 class LocalBatch:

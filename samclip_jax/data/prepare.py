@@ -12,7 +12,8 @@ used is counted and listed: inputs = records + rejects.
 
 --runner hands the units to Apache Beam (pip install -e .[prepare]), which takes all options after
 it, as --runner=DataflowRunner --project=P --region=R --temp_location=gs://...; its workers need
-this package, and SOURCE and OUTPUT under the same paths (Filestore, Cloud Storage FUSE).
+this package, and SOURCE and OUTPUT under the same paths (Filestore, Cloud Storage FUSE). That is
+for tars: a list of files or COCO's json would have to travel with the job.
 """
 
 import argparse
@@ -88,6 +89,10 @@ def run_beam(kind, options, output, left, arguments):
         from apache_beam.options.pipeline_options import PipelineOptions
     except ImportError:
         raise UserError("--runner needs Apache Beam: pip install -e .[prepare]") from None
+    known = PipelineOptions([]).get_all_options()
+    for argument in (each for each in arguments if each.startswith("--")):  # Beam would only warn
+        if argument[2:].partition("=")[0].removeprefix("no_") not in known:
+            raise UserError(f"neither prepare nor Apache Beam has an option {argument}")
     work = functools.partial(prepare_unit, kind, options, output)
     with apache_beam.Pipeline(options=PipelineOptions(list(arguments))) as pipeline:
         units = pipeline | apache_beam.Create(left) | apache_beam.Reshuffle()
@@ -189,7 +194,7 @@ def finish(output, about, names, options):
 def clear(output, manifest):
     """Removes what served to make the set."""
     kept = {shard["name"] for shard in manifest["shards"]}
-    for path in (output / records.SHARDS).iterdir():
+    for path in [*(output / records.SHARDS).iterdir(), *output.glob("*.part")]:
         if path.name not in kept:
             path.unlink()
     shutil.rmtree(output / "progress", ignore_errors=True)
@@ -253,7 +258,9 @@ def parse(arguments=None):
     parser.add_argument("output")
     parser.add_argument("--workers", type=int, default=os.cpu_count())
     parser.add_argument("--images", help="coco: the folder of the image files")
-    parser.add_argument("--split", help="tfds: train if it is not given")
+    parser.add_argument(
+        "--split", help="tfds: train if it is not given; SOURCE is as name/config:1.0.0"
+    )
     parser.add_argument("--labels", action="store_true", help="folder: its folders are classes")
     for field in dataclasses.fields(Options):
         name = f"--{field.name}"

@@ -165,7 +165,8 @@ class Tfds:
         info = images.dataset_info
         if "image" not in info.features:
             raise UserError(f"{source} has no 'image', only {', '.join(info.features)}")
-        self.names = info.features["label"].names if "label" in info.features else None
+        label = info.features["label"] if "label" in info.features else None
+        self.names = getattr(label, "names", None)  # a ClassLabel has them
         self.length, self.prefix = len(images), f"{info.full_name}/{split}"
 
     def units(self):
@@ -174,9 +175,16 @@ class Tfds:
     def read(self, indices, damaged):
         images = self._open()
         for index in indices:
-            example = images[index]
-            label = self.names[example["label"]] if self.names else None
-            yield Input(f"{self.prefix}/{index}", example["image"], label)
+            found = Input(f"{self.prefix}/{index}")
+            try:
+                example = images[index]
+            except Exception as error:  # every data set's own
+                found.error = BadRecord("unreadable", line(error))
+            else:
+                found.image = example["image"]
+                if self.names and example["label"] >= 0:  # -1: a split without labels
+                    found.label = self.names[example["label"]]
+            yield found
 
     def _open(self):
         try:
@@ -239,4 +247,4 @@ def _cut(items, of=""):
     """Units of FILES items each, told apart by what is in them."""
     for first in range(0, len(items), FILES):
         part = list(items[first : first + FILES])
-        yield f"{first // FILES:05d}", part, zlib.crc32(json.dumps([of, *part]).encode())
+        yield f"{first // FILES:05d}", part, zlib.crc32((of + json.dumps(part)).encode())

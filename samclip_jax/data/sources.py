@@ -56,8 +56,8 @@ def make_source(name, weight=None, **options):
     if missing := [option for option in required if option not in options]:
         raise UserError(f"source {name!r} takes {signature}; set {' and '.join(missing)}.")
     weight = 1 if weight is None else weight
-    if not isinstance(weight, (int, float)) or not 0 < weight < float("inf"):
-        raise UserError(f"the weight of a source must be a number over 0, got {weight!r}.")
+    if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 < weight <= 1000:
+        raise UserError(f"the weight of a source must be over 0 and at most 1000, got {weight!r}.")
     source = SOURCES[name](**options)
     source.weight = weight
     return source

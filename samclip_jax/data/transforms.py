@@ -1,7 +1,7 @@
 """From a photograph of any size to the size a model takes; uint8 to uint8, by Pillow's filters.
 
-[H, W, 3] is an array, or a decode.Jpeg, for training: that is decoded no larger than the result
-needs it, and what is left to do is OpenCV's, five times as fast.
+[H, W, 3] is an array, or a decode.Jpeg, in training and preparation: that is decoded no larger than
+the result needs it, and the rest of a bilinear resize is OpenCV's, five times as fast.
 """
 
 import math
@@ -23,17 +23,22 @@ def resize(image, height, width, filter=BILINEAR, box=None):  # [H, W, 3] -> [he
 
 
 def _resize_jpeg(image, height, width, filter, box):
-    """The file as small as the box still has [height, width] px, the box to whole px of that; then
-    linear between pixels, which needs no antialiasing below a factor of two."""
+    """The file as small as the box still has [height, width] px, the box to whole px of that. Below
+    a factor of two then linear between pixels, not antialiased, as tf.image.resize has it."""
     h, w = image.shape[:2]
     x0, y0, x1, y1 = box or (0, 0, w, h)
     scale = min(1, max(height / (y1 - y0), width / (x1 - x0)))
     small = image.at_least(math.ceil(h * scale), math.ceil(w * scale))
     y, x = small.shape[0] / h, small.shape[1] / w
-    part = small[round(y0 * y) : round(y1 * y), round(x0 * x) : round(x1 * x)]
+    part = small[_whole(y0 * y, y1 * y, small.shape[0]), _whole(x0 * x, x1 * x, small.shape[1])]
     if filter is BILINEAR and part.shape[0] < 2 * height and part.shape[1] < 2 * width:
         return cv2.resize(part, (width, height), interpolation=cv2.INTER_LINEAR)
     return resize(part, height, width, filter)
+
+
+def _whole(first, end, count):  # -> slice of one or more of `count` px
+    first = min(round(first), count - 1)
+    return slice(first, max(first + 1, round(end)))
 
 
 def random_resized_crop(image, size, rng, scale=(0.9, 1.0), ratio=(3 / 4, 4 / 3)):

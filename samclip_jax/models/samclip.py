@@ -123,9 +123,9 @@ def combine(sam_config, sam_params, clip_config, clip_params, head_config, seed=
     return config, {**sam_params, **text, **{f"clip_head/{k}": leaf for k, leaf in head.items()}}
 
 
-def same_texts(params, other):
-    """Whether two flat models have the same text tower, as far as the dtypes of `other` tell."""
-    towers = [{k: v for k, v in x.items() if k.startswith("text/")} for x in (params, other)]
+def same_texts(params, teacher):
+    """Whether two flat models have the same text tower, once rounded to the teacher's dtypes."""
+    towers = [{k: v for k, v in x.items() if k.startswith("text/")} for x in (params, teacher)]
     if jax.tree.map(jnp.shape, towers[0]) != jax.tree.map(jnp.shape, towers[1]):
         return False
 

@@ -13,6 +13,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+from absl import logging
 from jax.ad_checkpoint import checkpoint_name
 
 from samclip_jax import sharding
@@ -110,7 +111,8 @@ def _cudnn_takes(function, inputs):
         return False
     try:
         jax.eval_shape(function, *inputs)
-    except RuntimeError:  # NotImplementedError is one
+    except RuntimeError as error:  # NotImplementedError is one
+        logging.log_first_n(logging.WARNING, "attention without cuDNN: %s", 1, error)
         return False
     return True
 
