@@ -149,22 +149,27 @@ def test_killed_at_ten_moments_it_loses_and_doubles_nothing(
     stages, teachers, tmp_path, start_python, run_python
 ):
     """kill -9 while it starts, trains, saves; then to the end: as a run that nobody stopped."""
-    config = experiment(teachers, "stage2", stages / "stage1", steps=120)
+    config = experiment(teachers, "stage2", stages / "stage1", steps=200)
     config.log_every, config.checkpoint_every = 1, 5
+    config.streams.clip.resolutions = (24,)  # one program: it starts sooner
     given = config.to_json_best_effort()
     assert run_python(A_RUN, given, tmp_path / "whole")[0] == 0
     rng, reached = random.Random(0), []
     log = tmp_path / "run" / "metrics.jsonl"
-    for _ in range(10):
-        process = start_python(A_RUN, given, tmp_path / "run")
-        size = log.stat().st_size if log.exists() else 0
-        if rng.random() < 0.8:  # else while it still starts
-            while not (log.exists() and log.stat().st_size > size) and process.poll() is None:
-                time.sleep(0.05)
-        time.sleep(rng.uniform(0, 1.5))
+
+    def steps():
+        return log.read_text().count("\n") if log.exists() else 0
+
+    for kill in range(10):
+        process, until = start_python(A_RUN, given, tmp_path / "run"), steps() + rng.randint(1, 25)
+        while kill % 4 and steps() < until and process.poll() is None:  # each fourth as it starts
+            time.sleep(0.01)
+        time.sleep(rng.uniform(0, 0.3))
         process.kill()
         assert process.wait() == -signal.SIGKILL, process.stderr.read()
-        reached.append(checkpoint.TrainCheckpoints(tmp_path / "run", 5, 1).latest_step)
+        saved = (tmp_path / "run" / "checkpoints").glob("[0-9]*")
+        reached.append(max((int(path.name) for path in saved if path.name.isdigit()), default=0))
+    assert reached[-1] >= 5
     print("newest checkpoint after each kill:", reached)
     assert run_python(A_RUN, given, tmp_path / "run")[0] == 0
     _, expected, _ = checkpoint.load_model(tmp_path / "whole")
@@ -175,7 +180,7 @@ def test_killed_at_ten_moments_it_loses_and_doubles_nothing(
         {line["step"]: line["clip/loss"] for line in metrics(tmp_path / name)}
         for name in ("whole", "run")
     ]
-    assert losses[0] == losses[1] and list(losses[1]) == list(range(1, 121))
+    assert losses[0] == losses[1] and list(losses[1]) == list(range(1, 201))
 
 
 def share_images(config):
