@@ -149,7 +149,7 @@ def test_killed_at_ten_moments_it_loses_and_doubles_nothing(
     stages, teachers, tmp_path, start_python, run_python
 ):
     """kill -9 while it starts, trains, saves; then to the end: as a run that nobody stopped."""
-    config = experiment(teachers, "stage2", stages / "stage1", steps=200)
+    config = experiment(teachers, "stage2", stages / "stage1", steps=100)
     config.log_every, config.checkpoint_every = 1, 5
     config.streams.clip.resolutions = (24,)  # one program: it starts sooner
     given = config.to_json_best_effort()
@@ -157,12 +157,12 @@ def test_killed_at_ten_moments_it_loses_and_doubles_nothing(
     rng, reached = random.Random(0), []
     log = tmp_path / "run" / "metrics.jsonl"
 
-    def steps():
+    def lines():
         return log.read_text().count("\n") if log.exists() else 0
 
     for kill in range(10):
-        process, until = start_python(A_RUN, given, tmp_path / "run"), steps() + rng.randint(1, 25)
-        while kill % 4 and steps() < until and process.poll() is None:  # each fourth as it starts
+        process, until = start_python(A_RUN, given, tmp_path / "run"), lines() + rng.randint(1, 20)
+        while kill % 4 and lines() < until and process.poll() is None:  # each fourth as it starts
             time.sleep(0.01)
         time.sleep(rng.uniform(0, 0.3))
         process.kill()
@@ -180,7 +180,7 @@ def test_killed_at_ten_moments_it_loses_and_doubles_nothing(
         {line["step"]: line["clip/loss"] for line in metrics(tmp_path / name)}
         for name in ("whole", "run")
     ]
-    assert losses[0] == losses[1] and list(losses[1]) == list(range(1, 201))
+    assert losses[0] == losses[1] and list(losses[1]) == list(range(1, 101))
 
 
 def share_images(config):
