@@ -111,7 +111,7 @@ def _cudnn_takes(function, inputs):
         return False
     try:
         jax.eval_shape(function, *inputs)
-    except RuntimeError as error:  # NotImplementedError is one
+    except RuntimeError as error:  # how it declines
         logging.log_first_n(logging.WARNING, "attention without cuDNN: %s", 1, error)
         return False
     return True
