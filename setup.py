@@ -13,7 +13,14 @@ setup(
     description="SAM-CLIP in JAX: two vision foundation models merged into one by distillation",
     license="Apache-2.0",
     packages=find_packages(include=["samclip_jax*", "configs*", "tools*", "benchmarks*"]),
-    package_data={"samclip_jax": ["inference/*.json", "assets/teachers/*", "assets/teachers/*/*"]},
+    package_data={
+        "samclip_jax": [
+            "data/*.json",
+            "inference/*.json",
+            "assets/teachers/*",
+            "assets/teachers/*/*",
+        ]
+    },
     python_requires=">=3.11",
     install_requires=[
         "absl-py>=2.1",

@@ -23,6 +23,11 @@ TASKS = {
         templates=anything("openai"),  # 80 a class (4.2); or simple, or a tuple of texts with {}
         batch_size=64,
     ),
+    "retrieval": dict(
+        data="captions",
+        image_size=336,  # of a merged model; the paper does not say
+        batch_size=64,
+    ),
     "box_masks": dict(
         data="coco_instances",
         threshold=anything(),  # a logit to report masks at besides 0, or "best"

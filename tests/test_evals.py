@@ -12,6 +12,7 @@ from samclip_jax.errors import UserError
 from samclip_jax.evals.batches import Batches, stack
 from samclip_jax.evals.masks import box_masks, overlap, point_masks, point_prompt
 from samclip_jax.evals.refined_segmentation import refined_segmentation
+from samclip_jax.evals.retrieval import retrieval
 from samclip_jax.evals.zero_shot_classification import zero_shot_classification
 from samclip_jax.evals.zero_shot_segmentation import (
     confusion,
@@ -122,6 +123,30 @@ def test_templates_are_those_of_open_clip():
     for name, theirs in (("OPENAI", "openai"), ("SIMPLE", "simple")):
         expected = getattr(zero_shot_metadata, f"{name}_IMAGENET_TEMPLATES")
         assert TEMPLATES[theirs]["templates"] == [template("{}") for template in expected]
+
+
+# Retrieval
+
+
+def test_recall_counts_the_own_image_and_any_own_caption(tiny_clip, monkeypatch):
+    """Three images with 2, 1 and 2 captions; the second's is nearer to the third image."""
+    source = squares(3)
+    captions = [["a", "b"], ["c"], ["d", "e"]]
+    for record, texts in zip(source, captions, strict=True):
+        record["captions"] = texts
+    space = np.eye(3, 24, dtype=np.float32)
+    texts = {"a": space[0], "b": space[1] * 0.9, "c": space[2], "d": space[2] * 0.5, "e": space[2]}
+    seen = iter([space[[0, 1]], space[[2, 2]]])  # the second batch has one image
+    monkeypatch.setattr(tiny_clip, "encode_image", lambda images: next(seen))
+    monkeypatch.setattr(tiny_clip, "encode_text", lambda given: np.stack([texts[t] for t in given]))
+    found = dict(retrieval(tiny_clip, source, batch_size=2))
+    assert (found["images"], found["captions"]) == (3, 5)
+    assert found["image_recall_at_1"] == pytest.approx(3 / 5)  # a, d, e
+    assert found["text_recall_at_1"] == pytest.approx(
+        1 / 3
+    )  # b is the second's nearest, c's the third's
+    assert found["mean_recall_at_1"] == pytest.approx((3 / 5 + 1 / 3) / 2)
+    assert found["image_recall_at_5"] == found["text_recall_at_5"] == 1
 
 
 # Masks
@@ -244,6 +269,9 @@ def test_real_photographs_to_the_end(tiny_samclip, coco):
     data = dict(name="coco_instances", annotations=coco / "instances.json", images=coco / "images")
     found = evals.evaluate(tiny_samclip, "box_masks", data, limit=2, batch_size=2, threshold="best")
     assert found["images"] + found["images_skipped"] == 2 <= found["instances"]
+    captioned = dict(name="captions", annotations=coco / "captions.json", images=coco / "images")
+    found = evals.evaluate(tiny_samclip, "retrieval", captioned, limit=3, image_size=64)
+    assert found["images"] == 3 <= found["captions"] and 0 <= found["mean_recall_at_1"] <= 1
     data |= dict(name="coco_panoptic", annotations=coco / "panoptic.json", maps=coco / "panoptic")
     for task in ("zero_shot_segmentation", "refined_segmentation"):
         options = dict(limit=1, batch_size=2, templates=("a {}.",))

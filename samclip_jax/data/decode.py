@@ -174,6 +174,20 @@ def _rgb(image):  # PIL image of any mode -> uint8 [H, W, 3]
 # Annotations
 
 
+def label_map(path, values):  # -> int32 [H, W]
+    """The index in `values` of each pixel of a grey or palette png, -1 where it is none of them."""
+    data = _read(path)
+    try:
+        pixels = np.asarray(Image.open(io.BytesIO(data), formats=("PNG",)))
+    except Exception as error:  # readers trip over damaged files in every possible way
+        raise BadRecord("bad_annotation", f"{path}: {line(error)}") from None
+    if pixels.ndim != 2:
+        raise BadRecord("bad_annotation", f"{path} has colours, not classes")
+    indices = np.full(1 << 16, -1, np.int32)
+    indices[values] = range(len(values))
+    return indices[pixels]
+
+
 class CompressedMask:
     """COCO polygons or run lengths of an image of `size` that become bool [H, W] when numpy asks
     for the array: of that size or, the nearest pixels, of `shape`."""

@@ -4,7 +4,8 @@ Makes ArrayRecord shards of a data set as it is released, which any number of ho
 
     sa1b         SA-1B, its sa_*.tar            tar      img2dataset's and webdataset's tars
     imagenet21k  a tar for each synset          folder   images; --labels: its folders are classes
-    coco         instances json, with --images  tfds     a data set's name, with --split
+    coco         instances json, LVIS' as well  tfds     a data set's name
+    imagenet places365 voc pascal_context ade20k coco_panoptic coco_stuff captions: docs/data.md
 
 The source is cut into units. Each becomes shards by itself, so the output does not depend on the
 number of workers, and a run that was killed goes on with the units that are left. What cannot be
@@ -21,6 +22,7 @@ import collections
 import concurrent.futures
 import dataclasses
 import functools
+import inspect
 import json
 import multiprocessing
 import os
@@ -31,12 +33,19 @@ import threading
 import numpy as np
 import tqdm
 
-from samclip_jax.data import records
-from samclip_jax.data.raw import KINDS
+from samclip_jax.data import evaluation_sets, raw, records
+from samclip_jax.data.decode import line
 from samclip_jax.data.unit import Options, prepare_unit, write_whole
 from samclip_jax.data.worker import end_with
 from samclip_jax.errors import UserError, command, os_errors
 
+KINDS = raw.KINDS | evaluation_sets.KINDS
+KIND_OPTIONS = {
+    "images": "the folder of the image files",
+    "maps": "the folder of the label maps",
+    "split": "of the set; SOURCE of tfds is as name/config:1.0.0",
+    "labels": "the folders are classes",
+}
 FEW = 1000  # inputs, before which no share of rejects stops a run
 
 
@@ -50,7 +59,10 @@ def prepare(kind_name, source, output, options, workers, beam=(), **kind_options
         require_same(output, {key: found.get(key) for key in about}, about)
         clear(output, found)
         return found
-    kind = KINDS[kind_name](source, **kind_options)
+    try:
+        kind = KINDS[kind_name](source, **kind_options)
+    except (ValueError, KeyError, IndexError) as error:
+        raise UserError(f"{source} is not as {kind_name} is released: {line(error)}") from None
     units = list(kind.units())
     with os_errors(f"{output} was not written"):
         for folder in (records.SHARDS, "progress"):
@@ -69,7 +81,7 @@ def prepare(kind_name, source, output, options, workers, beam=(), **kind_options
             run_beam(kind, options, output, left, beam)
         else:
             run(kind, options, output, left, workers)
-        return finish(output, about, [name for name, _, _ in units], options)
+        return finish(output, about, [name for name, _, _ in units], options, kind.classes)
 
 
 def require_same(output, begun, given):
@@ -160,7 +172,7 @@ def tick():
 # ----------------------------------------------------------------------------------------- the end
 
 
-def finish(output, about, names, options):
+def finish(output, about, names, options, classes):
     """Leaves out duplicates, writes rejects.jsonl and manifest.json, and returns the manifest."""
     paths = [output / "progress" / f"{name}.json" for name in names]
     units = [read_unit(path) for path in paths]
@@ -177,15 +189,15 @@ def finish(output, about, names, options):
         "reasons": reasons,
         "annotations_dropped": dropped,
         "damaged": [each for unit in units for each in unit["damaged"]],
-        "classes": sorted({label for unit in units for label in unit["labels"]}),
+        "classes": classes or sorted({label for unit in units for label in unit["labels"]}),
         "shards": shards,
     }
     dirt = reasons - collections.Counter(duplicate=len(rejects))
     require_usable(manifest["inputs"], dirt, options)
     if not manifest["records"]:
         raise UserError(f"nothing in {about['source']} can be used; see {output}/progress")
-    lines = (dict(zip(("key", "reason", "detail"), each, strict=True)) for each in rejects)
-    write_whole(output / records.REJECTS, "".join(json.dumps(line) + "\n" for line in lines))
+    listed = (dict(zip(("key", "reason", "detail"), each, strict=True)) for each in rejects)
+    write_whole(output / records.REJECTS, "".join(json.dumps(each) + "\n" for each in listed))
     write_whole(output / records.MANIFEST, json.dumps(manifest, indent=2) + "\n")
     clear(output, manifest)
     return manifest
@@ -257,11 +269,9 @@ def parse(arguments=None):
     parser.add_argument("source")
     parser.add_argument("output")
     parser.add_argument("--workers", type=int, default=os.cpu_count())
-    parser.add_argument("--images", help="coco: the folder of the image files")
-    parser.add_argument(
-        "--split", help="tfds: train if it is not given; SOURCE is as name/config:1.0.0"
-    )
-    parser.add_argument("--labels", action="store_true", help="folder: its folders are classes")
+    for name, says in KIND_OPTIONS.items():
+        action = "store_true" if name == "labels" else "store"
+        parser.add_argument(f"--{name}", action=action, default=None, help=says)
     for field in dataclasses.fields(Options):
         name = f"--{field.name}"
         if field.default is False:
@@ -279,13 +289,14 @@ def parse(arguments=None):
         **{field.name: given.pop(field.name) for field in dataclasses.fields(Options)}
     )
     kind = given["kind"]
-    for option, owner in {"images": "coco", "labels": "folder", "split": "tfds"}.items():
-        if given[option] and kind != owner:
-            raise UserError(f"--{option} goes with {owner}")
-    if kind == "coco" and not given["images"]:
-        raise UserError("coco needs --images, the folder of its image files")
-    more = {"coco": ["images"], "folder": ["labels"], "tfds": ["split"]}.get(kind, ())
-    more = {option: given[option] for option in more if given[option] is not None}
+    more = {name: given[name] for name in KIND_OPTIONS if given[name] is not None}
+    _, *takes = inspect.signature(KINDS[kind]).parameters.values()
+    for name in more.keys() - {each.name for each in takes}:
+        owners = [each for each in KINDS if name in inspect.signature(KINDS[each]).parameters]
+        raise UserError(f"--{name} goes with {', '.join(owners)}")
+    for each in takes:
+        if each.default is each.empty and each.name not in more:
+            raise UserError(f"{kind} needs --{each.name}, {KIND_OPTIONS[each.name]}")
     return (kind, given["source"], given["output"], options, given["workers"], beam), more
 
 

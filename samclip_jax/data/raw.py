@@ -1,7 +1,9 @@
 """Data sets as they are released, cut into units that can be prepared one by one.
 
-A kind is a class. `units` lists (name, what to read, its fingerprint), in an order that does not
-depend on the machine; `read` gives the inputs of one. An input is an image with what belongs to it.
+A kind makes, of a source, what has `units`, (name, what to read, its fingerprint) in an order that
+does not depend on the machine, and `read`, which gives the inputs of one; `classes` are those it
+knows, in their order, None where the labels that are found are all. An input is an image with what
+belongs to it.
 """
 
 import dataclasses
@@ -10,6 +12,8 @@ import os
 import pathlib
 import tarfile
 import zlib
+
+import numpy as np
 
 from samclip_jax.data.decode import SUFFIXES, BadRecord, checked, line, sa1b_objects
 from samclip_jax.data.sources import CocoInstances, ImageFolder
@@ -21,21 +25,30 @@ TARS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 
 @dataclasses.dataclass
 class Input:
-    """An image file's bytes and, where the source has them, its label or annotations.
+    """An image file's bytes and, where the source has them, what is known of the image.
 
-    annotations: [(entry in COCO's format, point or None, category or None)] for an image of `size`,
-    height and width in px. error: the BadRecord that came instead of the bytes.
+    annotations: [(entry in COCO's format, point or None, category or None)]. semantic: int [H, W],
+    index into the kind's classes, -1 without a class. size: height and width in px of the image
+    that these were made for. error: the BadRecord that came instead of the bytes.
     """
 
     key: str
     image: bytes = b""
     label: str | None = None
+    captions: list | None = None
     annotations: list | None = None
+    semantic: np.ndarray | None = None
     size: tuple | None = None
     error: BadRecord | None = None
 
 
-class Tars:
+class Kind:
+    """The least that a kind has."""
+
+    classes = None
+
+
+class Tars(Kind):
     """Tar files, one or all in a folder, of images among other files: img2dataset, webdataset."""
 
     def __init__(self, source):
@@ -112,27 +125,52 @@ class Sa1bTars(Tars):
             found.annotations = [(entry, point, None) for entry, point in objects]
 
 
-class Folder:
-    """Images under a folder. labels: its sub-folders are their classes."""
+class Listed(Kind):
+    """Image files that are known by name.
 
-    def __init__(self, source, labels=False):
-        self.source = ImageFolder(source, labels)
+    items: [(path under `root`, what is known of the image)], where are, if at all, "key", else the
+    path is it, "label", "captions" and "map", what `semantic` makes its int [H, W] of.
+    """
+
+    def __init__(self, root, items, classes=None, semantic=None):
+        self.root, self.items = root, items
+        self.classes, self.semantic = classes, semantic
+
+    def __getstate__(self):  # a worker is sent its unit, not all of them
+        return self.__dict__ | {"items": None}
 
     def units(self):
-        return _cut(self.source.files)
+        return _cut(self.items)
 
-    def read(self, names, damaged):
-        for name in names:
-            label = name.split(os.sep)[0] if self.source.labels else None
-            key = pathlib.Path(name).as_posix()
-            yield _from_file(Input(key, label=label), self.source.path / name)
+    def read(self, items, damaged):
+        for name, known in items:
+            found = Input(known.get("key") or pathlib.Path(name).as_posix())
+            found.label, found.captions = known.get("label"), known.get("captions")
+            if "map" in known:
+                try:
+                    found.semantic = self.semantic(known["map"])
+                    found.size = found.semantic.shape
+                except BadRecord as error:
+                    found.error = error
+            yield _from_file(found, self.root / name)
 
 
-class Coco:
+def folder(source, labels=False):
+    """Images under a folder. labels: its sub-folders are their classes."""
+    images = ImageFolder(source, labels)
+    if not labels:
+        return Listed(images.path, [(name, {}) for name in images.files])
+    known = {name: {"label": name} for name in images.classes}
+    items = [(name, known[name.split(os.sep)[0]]) for name in images.files]
+    return Listed(images.path, items, images.classes)
+
+
+class Coco(Kind):
     """COCO's instances, or LVIS'; the image files lie in the folder `images`."""
 
     def __init__(self, source, images):
         self.source = CocoInstances(source, images)
+        self.classes = self.source.classes
 
     def units(self):
         return _cut(self.source.ids)
@@ -153,7 +191,7 @@ class Coco:
             yield _from_file(found, self.source.folder / entry["file_name"])
 
 
-class Tfds:
+class Tfds(Kind):
     """A split of a data set of tensorflow_datasets, with images and, perhaps, a label.
 
     It lies in the folder that TFDS_DATA_DIR names, or is made there by TFDS.
@@ -166,7 +204,7 @@ class Tfds:
         if "image" not in info.features:
             raise UserError(f"{source} has no 'image', only {', '.join(info.features)}")
         label = info.features["label"] if "label" in info.features else None
-        self.names = getattr(label, "names", None)  # a ClassLabel has them
+        self.classes = getattr(label, "names", None)  # a ClassLabel has them
         self.length, self.prefix = len(images), f"{info.full_name}/{split}"
 
     def units(self):
@@ -182,8 +220,8 @@ class Tfds:
                 found.error = BadRecord("unreadable", line(error))
             else:
                 found.image = example["image"]
-                if self.names and example["label"] >= 0:  # -1: a split without labels
-                    found.label = self.names[example["label"]]
+                if self.classes and example["label"] >= 0:  # -1: a split without labels
+                    found.label = self.classes[example["label"]]
             yield found
 
     def _open(self):
@@ -204,7 +242,7 @@ KINDS = {
     "sa1b": Sa1bTars,
     "tar": Tars,
     "imagenet21k": ImageNet21k,
-    "folder": Folder,
+    "folder": folder,
     "coco": Coco,
     "tfds": Tfds,
 }

@@ -5,8 +5,9 @@
     shards/*.array_record  records one after the other, random access
 
 A record is msgpack of {"key": str, "image": bytes of an image file}, and where the source has them
-"label": str, "annotations": [{"box": [x0, y0, x1, y1], "point": [x, y] or None, "area": px,
-"category": str or None, "mask": run lengths or None}] and "size": [h, w] px of the masks.
+"label": str, "captions": [str], "semantic": bytes of a grey png, 1 + each pixel's index in the
+manifest's classes or 0, "annotations": [{"box": [x0, y0, x1, y1], "point": [x, y] or None, "area":
+px, "category": str or None, "mask": run lengths or None}] and "size": [h, w] px of the masks.
 """
 
 import hashlib
@@ -14,6 +15,7 @@ import json
 import pathlib
 import uuid
 
+import cv2
 import msgpack
 import numpy as np
 from array_record.python.array_record_data_source import ArrayRecordDataSource
@@ -26,7 +28,11 @@ SPLITS = ("train", "validation")
 
 
 def encode(record):
-    """The record as bytes."""
+    """The record as bytes; "semantic", int [h, w] from -1 on, is given as an array."""
+    if "semantic" in record:
+        pixels = (record["semantic"] + 1).astype(np.uint16)
+        pixels = pixels if pixels.max() > 255 else pixels.astype(np.uint8)
+        record = record | {"semantic": cv2.imencode(".png", pixels)[1].tobytes()}
     return msgpack.packb(record)
 
 
@@ -34,6 +40,9 @@ def decode(data):
     """Bytes -> the record as sources have it, "label" still a name. BadRecord if it is damaged."""
     record = msgpack.unpackb(data)
     record["image"] = open_image(record["image"])
+    if "semantic" in record:
+        pixels = cv2.imdecode(np.frombuffer(record["semantic"], np.uint8), cv2.IMREAD_UNCHANGED)
+        record["semantic"] = pixels.astype(np.int32) - 1
     if "annotations" in record:
         size, shape = tuple(record.pop("size")), record["image"].shape[:2]
         record["annotations"] = [_annotation(each, size, shape) for each in record["annotations"]]

@@ -7,8 +7,10 @@ A source has a length, and `source[i]` is a record, a dict:
     annotations  list of {"box": float32 [4], x0 y0 x1 y1 in px, "point": float32 [2], x y, or None,
                  "mask": np.asarray(mask) is bool [H, W], decoded on demand, or None,
                  "area": float, px, "category": str or None}      where it has objects
-    semantic     int32 [H, W], index into source.classes, -1 without a class      where it has maps
+    semantic     int32 [h, w], index into source.classes, -1 without a class, of the image's aspect
+                 ratio and perhaps more pixels                                     where it has maps
     label        int, index into source.classes                  where it has image classes
+    captions     list of str, what people said of the image           where it has captions
 
 A record that cannot be used raises decode.BadRecord with one of the REASONS there, a Jpeg when it
 is decoded: training replaces it, evaluation skips it, both count it. What is wrong with a source as
@@ -70,7 +72,7 @@ class Files:
     """A source that lies at `path`."""
 
     def __init__(self, path):
-        self.path = _existing(path)
+        self.path = existing(path)
 
     def __repr__(self):
         return f"{type(self).__name__}({self.path})"
@@ -112,11 +114,11 @@ class Coco(Files):
 
     def __init__(self, annotations, images):
         super().__init__(annotations)
-        self.folder = _existing(images)
+        self.folder = existing(images)
         try:
             contents = json.loads(self.path.read_bytes())
             self.names = {each["id"]: each["name"] for each in contents["categories"]}
-            self.images = {each["id"]: each for each in contents["images"]}
+            self.images = {each["id"]: each | _file_name(each) for each in contents["images"]}
             self.annotations = {image: [] for image in self.images}
             for each in contents["annotations"]:
                 if each["image_id"] in self.annotations:
@@ -130,6 +132,13 @@ class Coco(Files):
 
     def __len__(self):
         return len(self.ids)
+
+
+def _file_name(entry):
+    """LVIS tells the photographs of COCO by their address alone: val2017/000000397133.jpg."""
+    if "file_name" in entry or "coco_url" not in entry:
+        return {}
+    return {"file_name": "/".join(entry["coco_url"].split("/")[-2:])}
 
 
 class CocoInstances(Coco):
@@ -154,22 +163,73 @@ class CocoPanoptic(Coco):
 
     def __init__(self, annotations, images, maps):
         super().__init__(annotations, images)
-        self.maps = _existing(maps)
+        self.maps = existing(maps)
         self.index = {category: i for i, category in enumerate(self.names)}
 
     def __getitem__(self, index):
         entry = self.images[self.ids[index]]
+        semantic = self.semantic(entry["id"])
         with checked():
-            (painted,) = self.annotations[entry["id"]]
+            image = open_image(self.folder / entry["file_name"], semantic.shape)
+        return {"key": entry["file_name"], "image": image, "semantic": semantic}
+
+    def semantic(self, id):  # -> int32 [H, W]
+        """The map of one image. BadRecord if it cannot be read."""
+        with checked():
+            (painted,) = self.annotations[id]
             colours = decode_image(self.maps / painted["file_name"]).astype(np.int64)
             ids, inverse = np.unique(colours @ (1, 256, 256**2), return_inverse=True)
             classes = {
                 each["id"]: self.index[each["category_id"]] for each in painted["segments_info"]
             }
             labels = np.int32([classes.get(each, -1) for each in ids.tolist()])
-            semantic = labels[inverse.reshape(colours.shape[:2])]
-            image = open_image(self.folder / entry["file_name"], semantic.shape)
-        return {"key": entry["file_name"], "image": image, "semantic": semantic}
+        return labels[inverse.reshape(colours.shape[:2])]
+
+
+class Captions(Files):
+    """Photographs with captions: COCO's captions json, or Karpathy's, of which `split` is taken."""
+
+    def __init__(self, annotations, images, split=None):
+        super().__init__(annotations)
+        self.folder = existing(images)
+        try:
+            contents = json.loads(self.path.read_bytes())
+            karpathy = "annotations" not in contents
+            self.captions = _karpathy(contents, split) if karpathy else _captions(contents)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{annotations} has no captions as COCO: {line(error)}.") from None
+        if split and not karpathy:
+            raise UserError(f"{annotations} has no splits: leave out {split!r}.")
+        self.captions = {name: texts for name, texts in self.captions.items() if texts}
+        if not self.captions:
+            raise UserError(f"{annotations} has no image with a caption in {split or 'any split'}.")
+        self.names = list(self.captions)
+
+    def __len__(self):
+        return len(self.names)
+
+    def __getitem__(self, index):
+        name = self.names[index]
+        image = open_image(self.folder / name)
+        return {"key": name, "image": image, "captions": self.captions[name]}
+
+
+def _captions(contents):
+    names = {each["id"]: each["file_name"] for each in contents["images"]}
+    found = {name: [] for name in names.values()}
+    for each in contents["annotations"]:
+        found[names[each["image_id"]]].append(each["caption"])
+    return found
+
+
+def _karpathy(contents, split):
+    return {
+        os.path.join(each.get("filepath", ""), each["filename"]): [
+            sentence["raw"] for sentence in each["sentences"]
+        ]
+        for each in contents["images"]
+        if split in (None, each["split"])
+    }
 
 
 class Sa1b(ImageFolder):
@@ -202,6 +262,7 @@ class Prepared(Files):
             known = ", ".join(sorted({each["split"] for each in manifest["shards"]}))
             raise UserError(f"{path} has no split {split!r}; it has {known}.")
         self.classes = manifest["classes"]
+        self.index = {name: i for i, name in enumerate(self.classes)}
         self.shards = records.read_shards([self.path / records.SHARDS / name for name in names])
 
     def __len__(self):
@@ -210,11 +271,12 @@ class Prepared(Files):
     def __getitem__(self, index):
         record = records.decode(self.shards[index])
         if "label" in record:
-            record["label"] = self.classes.index(record["label"])
+            record["label"] = self.index[record["label"]]
         return record
 
 
-def _existing(path):
+def existing(path):
+    """The path, without ~. UserError where nothing lies there."""
     if not str(path):
         raise UserError("no path is set; give the path where the data lie.")
     path = pathlib.Path(str(path)).expanduser()
@@ -229,6 +291,7 @@ SOURCES = {
     "folder": ImageFolder,
     "coco_instances": CocoInstances,
     "coco_panoptic": CocoPanoptic,
+    "captions": Captions,
     "sa1b": Sa1b,
     "prepared": Prepared,
     "shape_scenes": ShapeScenes,

@@ -53,8 +53,9 @@ def make_record(found, options, dropped):
         file = io.BytesIO()
         Image.fromarray(pixels).save(file, "JPEG", quality=options.quality)
         record["image"] = file.getvalue()
-    if found.label is not None:
-        record["label"] = found.label
+    for name in ("label", "captions", "semantic"):
+        if getattr(found, name) is not None:
+            record[name] = getattr(found, name)
     if found.annotations is not None:
         with checked():
             kept = [keep(*each, size, shape, options, dropped) for each in found.annotations]

@@ -11,6 +11,7 @@ from samclip_jax.data.sources import make_source
 from samclip_jax.errors import UserError
 from samclip_jax.evals.masks import box_masks, point_masks
 from samclip_jax.evals.refined_segmentation import refined_segmentation
+from samclip_jax.evals.retrieval import retrieval
 from samclip_jax.evals.zero_shot_classification import zero_shot_classification
 from samclip_jax.evals.zero_shot_segmentation import zero_shot_segmentation
 
@@ -18,6 +19,7 @@ EVALUATORS = {
     evaluator.__name__: evaluator
     for evaluator in (
         zero_shot_classification,
+        retrieval,
         box_masks,
         point_masks,
         zero_shot_segmentation,

@@ -9,6 +9,7 @@ from absl import logging
 from tqdm import tqdm
 
 from samclip_jax.data.decode import BadRecord
+from samclip_jax.data.evaluation_sets import CLASS_NAMES
 from samclip_jax.errors import UserError
 
 THREADS = 4  # that read and prepare records while the model runs
@@ -73,10 +74,14 @@ def stack(arrays, rows):  # -> [rows, ...]
 
 
 def class_names(source):
-    """The source's classes; UserError if it has none."""
-    if not hasattr(source, "classes"):
+    """The source's classes as one would say them; UserError if it has none.
+
+    WordNet ids of ImageNet by their names for CLIP, alley_cat and door/elevator without _ and /.
+    """
+    if not getattr(source, "classes", None):
         raise UserError(f"{source} has no classes to choose from: take one with labels or maps")
-    return list(source.classes)
+    names = [CLASS_NAMES["imagenet"].get(name, name) for name in source.classes]
+    return [name.replace("_", " ").replace("/", " ") for name in names]
 
 
 def field(record, name):

@@ -1,0 +1,50 @@
+"""Retrieval between images and captions (SAM-CLIP table 1, by DataComp's protocol)."""
+
+import numpy as np
+
+from samclip_jax.data import transforms
+from samclip_jax.evals.batches import Batches, field, stack
+
+RANKS = (1, 5, 10)
+ROWS = 1024  # queries that are ranked at once
+
+
+def retrieval(model, source, image_size=336, batch_size=64, limit=None):
+    """Recall at 1, 5 and 10 of images by their captions and of captions by their image.
+
+    mean_recall_at_1, of both directions, is what table 1 calls image retrieval. image_size: of a
+    merged model's centre crop; a CLIP sees its own size. Captions are taken without a template.
+    """
+    size = model.config.vision.image_size if model.kind == "clip" else image_size
+
+    def prepare(record):
+        return transforms.centre_crop(record["image"], size), field(record, "captions")
+
+    images, texts, owners = [], [], []  # owners[i]: the image that texts[i] belongs to
+    batches = Batches(source, prepare, batch_size, limit)
+    for batch in batches:
+        crops, captions = zip(*batch, strict=True)
+        owners += [len(images) + i for i, each in enumerate(captions) for _ in each]
+        texts += [text for each in captions for text in each]
+        images.extend(model.encode_image(stack(crops, batch_size))[: len(batch)])
+    yield from batches.counts()
+    yield "captions", len(texts)
+    images, texts, owners = np.stack(images), model.encode_text(texts), np.array(owners)
+    numbers = np.arange(len(images))
+    by_text = recalls(texts, owners, images, numbers)
+    by_image = recalls(images, numbers, texts, owners)
+    for rank, image, text in zip(RANKS, by_text, by_image, strict=True):
+        yield f"image_recall_at_{rank}", image
+        yield f"text_recall_at_{rank}", text
+    yield "mean_recall_at_1", (by_text[0] + by_image[0]) / 2
+
+
+def recalls(queries, wanted, gallery, owners):  # [Q, D], int [Q], [G, D], int [G] -> [3]
+    """The share of queries whose RANKS nearest neighbours have one with the owner they want."""
+    hits = np.zeros(len(RANKS), int)
+    for first in range(0, len(queries), ROWS):
+        rows = slice(first, first + ROWS)
+        nearest = np.argsort(-(queries[rows] @ gallery.T), axis=1, kind="stable")[:, : RANKS[-1]]
+        right = owners[nearest] == wanted[rows, None]
+        hits += [right[:, :rank].any(1).sum() for rank in RANKS]
+    return hits / len(queries)
