@@ -62,10 +62,14 @@ def test_the_names_of_imagenet_are_those_of_open_clip():
 
     with torchvision_absent():
         from open_clip import zero_shot_metadata
-    from timm.data import ImageNetInfo
 
     assert list(CLASS_NAMES["imagenet"].values()) == list(zero_shot_metadata.IMAGENET_CLASSNAMES)
-    assert list(CLASS_NAMES["imagenet"]) == ImageNetInfo("imagenet-1k").label_names()
+
+
+def test_the_word_net_ids_are_those_of_tfds():
+    tfds = pytest.importorskip("tensorflow_datasets")
+    labels = tfds.core.tfds_path("datasets/imagenet2012/labels.txt").read_text()
+    assert list(CLASS_NAMES["imagenet"]) == labels.split()
 
 
 def devkit():
