@@ -140,7 +140,7 @@ def test_a_decompression_bomb_is_a_reject(tmp_path, monkeypatch):
     from samclip_jax.data.raw import Tars
     from samclip_jax.data.unit import make_record
 
-    bomb, _ = Tars(tmp_path / "a.tar").read(tmp_path / "a.tar", [])
+    bomb, _ = Tars(tmp_path / "a.tar").read(tmp_path / "a.tar", [], bool)
     with pytest.raises(BadRecord, match="too_large"):
         make_record(bomb, Options(), {})
 
@@ -203,58 +203,6 @@ def test_a_fraction_is_the_same_keys_in_any_packing(tmp_path):
     run("sa1b", sa1b(tmp_path / "b", tars=3, images=4), tmp_path / "three", options=options)
     assert keys(tmp_path / "one") == keys(tmp_path / "three")
     assert 2 < len(keys(tmp_path / "one")) < 10
-
-
-@pytest.mark.parametrize(
-    "kind, files, expected",
-    [
-        ("tar", {"00.tar": {"1.jpg": 0, "1.txt": None, "1.json": None, "2.webp": 1}},
-         [("00/1.jpg", None), ("00/2.webp", None)]),
-        ("imagenet21k", {"n01.tar": {"n01_7.JPEG": 0}, "n02.tar": {"n02_1.JPEG": 1}},
-         [("n01/n01_7.JPEG", "n01"), ("n02/n02_1.JPEG", "n02")]),
-    ],
-)  # fmt: skip
-def test_tars_of_other_layouts(tmp_path, kind, files, expected):
-    for name, members in files.items():
-        forms = {"webp": "WEBP"}
-        tar(tmp_path / "source" / name, {
-            member: b"text" if seed is None else photograph(seed, forms.get(member[-4:], "JPEG"))
-            for member, seed in members.items()
-        })  # fmt: skip
-    run(kind, tmp_path / "source", tmp_path / "out")
-    source = make_source("prepared", path=tmp_path / "out")
-    labels = source.classes or [None]
-    made = [source[i] for i in range(len(source))]
-    assert [(each["key"], labels[each.get("label", 0)]) for each in made] == expected
-
-
-def test_a_folder_with_classes(tmp_path):
-    for name in ("cat/1.jpg", "dog/2.jpg", "dog/3.jpg"):
-        (tmp_path / "source" / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / "source" / name).write_bytes(photograph(int(name[4])))
-    run("folder", tmp_path / "source", tmp_path / "out", labels=True)
-    source = make_source("prepared", path=tmp_path / "out")
-    assert source.classes == ["cat", "dog"]
-    assert [(source[i]["key"], source[i]["label"]) for i in range(3)] == [
-        ("cat/1.jpg", 0), ("dog/2.jpg", 1), ("dog/3.jpg", 1)
-    ]  # fmt: skip
-
-
-def test_coco_is_prepared_as_it_is_read(tmp_path, coco):
-    given = {"annotations": coco / "instances.json", "images": coco / "images"}
-    options, images = Options(masks=True, max_mask_area=1.0), str(given["images"])
-    run("coco", given["annotations"], tmp_path / "out", options=options, images=images)
-    raw = make_source("coco_instances", **given)
-    raw = {record["key"]: record for record in map(raw.__getitem__, range(len(raw)))}
-    made = make_source("prepared", path=tmp_path / "out")
-    assert len(made) == sum(bool(record["annotations"]) for record in raw.values())
-    for record in map(made.__getitem__, range(0, len(made), 7)):
-        expected = raw[record["key"]]
-        np.testing.assert_array_equal(record["image"], expected["image"])
-        for ours, theirs in zip(record["annotations"], expected["annotations"], strict=True):
-            np.testing.assert_array_equal(ours["box"], theirs["box"])
-            np.testing.assert_array_equal(np.asarray(ours["mask"]), np.asarray(theirs["mask"]))
-            assert ours["category"] == theirs["category"]
 
 
 def test_real_photographs_with_dirt_among_them_are_trained_on(tmp_path, coco):

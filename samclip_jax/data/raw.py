@@ -1,9 +1,10 @@
 """Data sets as they are released, cut into units that can be prepared one by one.
 
 A kind makes, of a source, what has `units`, (name, what to read, its fingerprint) in an order that
-does not depend on the machine, and `read`, which gives the inputs of one; `classes` are those it
-knows, in their order, None where the labels that are found are all. An input is an image with what
-belongs to it.
+does not depend on the machine, and `read(what, damaged, wanted)`, which gives the inputs of one, if
+their keys are wanted, and appends to `damaged` what is wrong with the unit itself. `classes` are
+those it knows, in their order, None where the labels that are found are all. An input is an image
+with what belongs to it.
 """
 
 import dataclasses
@@ -69,8 +70,7 @@ class Tars(Kind):
             taken[name] = path
             yield name, path, path.stat().st_size
 
-    def read(self, path, damaged):
-        """Inputs of one tar; appends to `damaged` what is wrong with the file itself."""
+    def read(self, path, damaged, wanted):
         try:
             tar = tarfile.open(path)
         except (OSError, EOFError, tarfile.TarError, zlib.error) as error:
@@ -84,7 +84,7 @@ class Tars(Kind):
                 beside.setdefault(stem, {})[ending.lower()] = member
             for member in members:
                 stem, _, ending = member.name.rpartition(".")
-                if f".{ending.lower()}" in SUFFIXES:
+                if f".{ending.lower()}" in SUFFIXES and wanted(self.key(path, member.name)):
                     yield self.input(path, tar, member, beside[stem])
 
     def input(self, path, tar, member, beside):
@@ -142,9 +142,11 @@ class Listed(Kind):
     def units(self):
         return _cut(self.items)
 
-    def read(self, items, damaged):
+    def read(self, items, damaged, wanted):
         for name, known in items:
             found = Input(known.get("key") or pathlib.Path(name).as_posix())
+            if not wanted(found.key):
+                continue
             found.label, found.captions = known.get("label"), known.get("captions")
             if "map" in known:
                 try:
@@ -175,10 +177,12 @@ class Coco(Kind):
     def units(self):
         return _cut(self.source.ids)
 
-    def read(self, ids, damaged):
+    def read(self, ids, damaged, wanted):
         for id in ids:
             entry = self.source.images[id]
-            found = Input(str(entry["file_name"]), annotations=[])
+            found = Input(entry["file_name"], annotations=[])
+            if not wanted(found.key):
+                continue
             try:
                 with checked():
                     found.size = entry["height"], entry["width"]
@@ -210,10 +214,12 @@ class Tfds(Kind):
     def units(self):
         return _cut(range(self.length), of=self.prefix)
 
-    def read(self, indices, damaged):
+    def read(self, indices, damaged, wanted):
         images = self._open()
         for index in indices:
             found = Input(f"{self.prefix}/{index}")
+            if not wanted(found.key):
+                continue
             try:
                 example = images[index]
             except Exception as error:  # every data set's own

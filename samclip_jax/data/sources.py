@@ -136,8 +136,8 @@ class Coco(Files):
 
 def _file_name(entry):
     """LVIS tells the photographs of COCO by their address alone: val2017/000000397133.jpg."""
-    if "file_name" in entry or "coco_url" not in entry:
-        return {}
+    if "file_name" in entry:
+        return {"file_name": str(entry["file_name"])}
     return {"file_name": "/".join(entry["coco_url"].split("/")[-2:])}
 
 

@@ -13,6 +13,7 @@ from PIL import Image
 from samclip_jax.data.decode import Jpeg
 
 BILINEAR, BICUBIC = Image.Resampling.BILINEAR, Image.Resampling.BICUBIC
+ENLARGED = 16 / 15  # what a Jpeg, decoded smaller, may be by BILINEAR, which antialiased is blunter
 
 
 def resize(image, height, width, filter=BILINEAR, box=None):  # [H, W, 3] -> [height, width, 3]
@@ -28,6 +29,8 @@ def _resize_jpeg(image, height, width, filter, box):
     h, w = image.shape[:2]
     x0, y0, x1, y1 = box or (0, 0, w, h)
     scale = min(1, max(height / (y1 - y0), width / (x1 - x0)))
+    if filter is BILINEAR:
+        scale /= ENLARGED
     small = image.at_least(math.ceil(h * scale), math.ceil(w * scale))
     y, x = small.shape[0] / h, small.shape[1] / w
     part = small[_whole(y0 * y, y1 * y, small.shape[0]), _whole(x0 * x, x1 * x, small.shape[1])]

@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import functools
 import hashlib
 import io
 import json
@@ -109,9 +110,8 @@ def prepare_unit(kind, options, output, name, what, tick=lambda: None):
     shards, contents = {}, {split: {"keys": [], "digests": []} for split in records.SPLITS}
     done = {"inputs": 0, "damaged": [], "rejects": []}
     dropped, labels = collections.Counter(), set()
-    for found in kind.read(what, done["damaged"]):
-        if not chosen(found.key, options.fraction, b"fraction"):
-            continue
+    wanted = functools.partial(chosen, share=options.fraction, salt=b"fraction")
+    for found in kind.read(what, done["damaged"], wanted):
         done["inputs"] += 1
         tick()
         try:
