@@ -13,6 +13,7 @@ go through the 224-px stream. Needs the extra `oracle`.
 
 import argparse
 import contextlib
+import functools
 import itertools
 import math
 import os
@@ -45,9 +46,10 @@ def write_sets(coco, folder):
         for copy in range(COPIES):
             for path in sorted((coco / "images").iterdir()):
                 tar.add(path, f"{copy}-{path.name}")
-    prepare.prepare("tar", folder / "images.tar", folder / "clip", Options(), workers=1)
-    annotations = {"images": str(coco / "images")}
-    prepare.prepare("coco", coco / "instances.json", folder / "sam", Options(), 1, **annotations)
+    one = functools.partial(prepare.run, workers=1)
+    prepare.prepare("tar", folder / "images.tar", folder / "clip", Options(), one)
+    images = str(coco / "images")
+    prepare.prepare("coco", coco / "instances.json", folder / "sam", Options(), one, images=images)
     return {224: folder / "clip", 1024: folder / "sam"}, folder / "images.tar"
 
 

@@ -9,6 +9,7 @@ leaves out are found in the tars, not read.
 """
 
 import argparse
+import functools
 import io
 import json
 import tarfile
@@ -89,13 +90,13 @@ def main():
     parser.add_argument("--images", type=int, default=1000)
     parser.add_argument("--report", type=Path)
     given = parser.parse_args()
-    rows = {}
+    rows, one = {}, functools.partial(prepare.run, workers=1)
     with tempfile.TemporaryDirectory() as folder:
         tars = write_tars(given.coco, Path(folder), given.images)
         for name, (kind, images, options) in SETS.items():
             output = Path(folder) / "out" / name
             began = time.monotonic()
-            made = prepare.prepare(kind, tars[kind], output, options, workers=1)
+            made = prepare.prepare(kind, tars[kind], output, options, one)
             each = (time.monotonic() - began) / made["inputs"]
             size = sum(shard["bytes"] for shard in made["shards"]) / made["records"]
             rows[name] = {

@@ -1,5 +1,6 @@
 """data.prepare: released data sets, dirt included, to records; nothing lost, nothing doubled."""
 
+import functools
 import io
 import json
 import random
@@ -69,7 +70,8 @@ def sa1b(folder, tars=2, images=6):
 
 
 def run(kind, source, output, workers=1, options=None, **more):
-    return prepare.prepare(kind, source, output, options or Options(), workers, **more)
+    runner = functools.partial(prepare.run, workers=workers)
+    return prepare.prepare(kind, source, output, options or Options(), runner, **more)
 
 
 def keys(output, split="train"):

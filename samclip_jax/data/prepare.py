@@ -49,9 +49,12 @@ KIND_OPTIONS = {
 FEW = 1000  # inputs, before which no share of rejects stops a run
 
 
-def prepare(kind_name, source, output, options, workers, beam=(), **kind_options):
-    """Prepares a data set, by `workers` processes or, with its options, by Apache Beam; returns
-    its manifest. UserError says what is wrong."""
+def prepare(kind_name, source, output, options, runner, **kind_options):
+    """Prepares a data set and returns its manifest. UserError says what is wrong.
+
+    runner(kind, options, output, left) prepares the units `left`: `run` or `run_beam`, their last
+    argument given.
+    """
     output = pathlib.Path(output)
     about = {"kind": kind_name, "source": str(source), **kind_options}
     about["options"] = dataclasses.asdict(options)
@@ -77,10 +80,7 @@ def prepare(kind_name, source, output, options, workers, beam=(), **kind_options
             for name, what, _ in units
             if not (output / "progress" / f"{name}.json").exists()
         ]
-        if beam:
-            run_beam(kind, options, output, left, beam)
-        else:
-            run(kind, options, output, left, workers)
+        runner(kind, options, output, left)
         return finish(output, about, [name for name, _, _ in units], options, kind.classes)
 
 
@@ -106,7 +106,7 @@ def run_beam(kind, options, output, left, arguments):
         if argument[2:].partition("=")[0].removeprefix("no_") not in known:
             raise UserError(f"neither prepare nor Apache Beam has an option {argument}")
     work = functools.partial(prepare_unit, kind, options, output)
-    with apache_beam.Pipeline(options=PipelineOptions(list(arguments))) as pipeline:
+    with apache_beam.Pipeline(options=PipelineOptions(arguments)) as pipeline:
         units = pipeline | apache_beam.Create(left) | apache_beam.Reshuffle()
         _ = units | apache_beam.MapTuple(work)
 
@@ -284,7 +284,9 @@ def parse(arguments=None):
     given = vars(given)
     if rest and not given["runner"]:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
-    beam = [f"--runner={given['runner']}", *rest] if given["runner"] else []
+    runner = functools.partial(run, workers=given["workers"])
+    if given["runner"]:
+        runner = functools.partial(run_beam, arguments=[f"--runner={given['runner']}", *rest])
     options = Options(
         **{field.name: given.pop(field.name) for field in dataclasses.fields(Options)}
     )
@@ -297,7 +299,7 @@ def parse(arguments=None):
     for each in takes:
         if each.default is each.empty and each.name not in more:
             raise UserError(f"{kind} needs --{each.name}, {KIND_OPTIONS[each.name]}")
-    return (kind, given["source"], given["output"], options, given["workers"], beam), more
+    return (kind, given["source"], given["output"], options, runner), more
 
 
 @command
