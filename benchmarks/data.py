@@ -5,10 +5,10 @@ python -m benchmarks.data --coco=DIR --memory=200000 [--report=FILE]
 
 DIR holds images/ of jpg files and instances.json in COCO's formats. The same files, as they are, go
 into a tar for webdataset and through data.prepare for this project's streams; both give uint8
-batches. At 224 px a random crop and flip; at 1024 px the longest side resized and padded, here with
-32 prompts an image. Every round runs each once, in turn, with one and with two worker processes;
-medians are compared. With --memory: how much the process and its workers hold while so many images
-go through the 224-px stream. Needs the extra `oracle`.
+batches. At 224 and 448 px a random crop and flip; at 1024 px the longest side resized and padded,
+here with 32 prompts an image. Every round runs each once, in turn, with one and with two worker
+processes, for as many batches each; medians are compared. With --memory: how much the process and
+its workers hold while so many images go through the 224-px stream. Needs the extra `oracle`.
 """
 
 import argparse
@@ -33,9 +33,10 @@ from samclip_jax.errors import command
 from samclip_jax.metrics import write_json
 
 COPIES = 8  # of every photograph: Grain shuffles few records more slowly than many
-BATCH = {224: 64, 1024: 4}
+BATCH = {224: 64, 448: 16, 1024: 4}
 STREAMS = {
     224: pipeline.ClipStream(BATCH[224], resolutions=(224,)),
+    448: pipeline.ClipStream(BATCH[448], resolutions=(448,), base_resolution=448),
     1024: pipeline.SamStream(BATCH[1024]),
 }
 
@@ -50,7 +51,8 @@ def write_sets(coco, folder):
     prepare.prepare("tar", folder / "images.tar", folder / "clip", Options(), one)
     images = str(coco / "images")
     prepare.prepare("coco", coco / "instances.json", folder / "sam", Options(), one, images=images)
-    return {224: folder / "clip", 1024: folder / "sam"}, folder / "images.tar"
+    clip, sam = folder / "clip", folder / "sam"
+    return {224: clip, 448: clip, 1024: sam}, folder / "images.tar"
 
 
 def ours(path, resolution, workers):
@@ -59,7 +61,7 @@ def ours(path, resolution, workers):
     return pipeline.stream(source, STREAMS[resolution], seed=0, workers=workers)
 
 
-def random_resized_crop(image):
+def random_resized_crop(image, size):
     """As torchvision has it: Pillow's own decoding, cropping and resizing."""
     rng = np.random.default_rng()
     width, height = image.size
@@ -72,14 +74,14 @@ def random_resized_crop(image):
             break
     else:
         w, h, x, y = width, height, 0, 0
-    image = image.resize((224, 224), Image.Resampling.BILINEAR, (x, y, x + w, y + h))
+    image = image.resize((size, size), Image.Resampling.BILINEAR, (x, y, x + w, y + h))
     return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if rng.random() < 0.5 else image
 
 
-def resize_and_pad(image):
-    scale = 1024 / max(image.size)
+def resize_and_pad(image, size):
+    scale = size / max(image.size)
     width, height = (round(side * scale) for side in image.size)
-    padded = Image.new("RGB", (1024, 1024))
+    padded = Image.new("RGB", (size, size))
     padded.paste(image.resize((width, height), Image.Resampling.BILINEAR))
     return padded
 
@@ -89,13 +91,13 @@ def peer(tar, resolution, workers):
     import torch
     import webdataset
 
-    view = {224: random_resized_crop, 1024: resize_and_pad}[resolution]
+    view = resize_and_pad if resolution == 1024 else random_resized_crop
     images = (
         webdataset.WebDataset([str(tar)] * max(1, workers), shardshuffle=False)
         .shuffle(100)
         .decode("pil")
         .to_tuple("jpg")
-        .map(lambda sample: torch.from_numpy(np.array(view(sample[0]))))
+        .map(lambda sample: torch.from_numpy(np.array(view(sample[0], resolution))))
         .repeat()
     )
     loader = torch.utils.data.DataLoader(images, BATCH[resolution], num_workers=workers)
@@ -148,7 +150,7 @@ def main():
     parser = argparse.ArgumentParser(prog="data", description=__doc__.split("\n")[0])
     parser.add_argument("--coco", type=Path, required=True)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--images", type=int, default=2000, help="a run at 224 px; a tenth at 1024")
+    parser.add_argument("--images", type=int, default=2000, help="a run at 224 px")
     parser.add_argument("--memory", type=int, default=0)
     parser.add_argument("--report", type=Path)
     given = parser.parse_args()
@@ -159,8 +161,8 @@ def main():
             return
         found = {}
         for turn in range(given.rounds):
-            for resolution, workers in ((224, 1), (224, 2), (1024, 1), (1024, 2)):
-                images = given.images if resolution == 224 else given.images // 10
+            for resolution, workers in itertools.product(BATCH, (1, 2)):
+                images = given.images * BATCH[resolution] // BATCH[224]
                 row = found.setdefault(f"{resolution} px, workers: {workers}", {})
                 for name, made in {
                     "samclip_jax": (ours, sets[resolution]),
