@@ -72,18 +72,18 @@ def test_the_word_net_ids_are_those_of_tfds():
     assert list(CLASS_NAMES["imagenet"]) == labels.split()
 
 
-def devkit():
+def devkit(meta=None, truth=2):
     """Two classes, numbered otherwise than they are sorted, and one that is no leaf."""
     synsets = np.array(
-        [(1, GOLDFISH), (2, TENCH), (1001, "n00000000")],
+        [(1, GOLDFISH), (2, TENCH), (3, "n00000000")],
         [("ILSVRC2012_ID", "O"), ("WNID", "O")],
     )
     file = io.BytesIO()
     savemat(file, {"synsets": synsets})
     kit = "ILSVRC2012_devkit_t12/data"
-    truth = "\n".join(["2", "1", "2"]) + "\n"
+    truth = f"{truth}\n1\n2\n"
     return {
-        f"{kit}/meta.mat": file.getvalue(),
+        f"{kit}/meta.mat": meta or file.getvalue(),
         f"{kit}/ILSVRC2012_validation_ground_truth.txt": truth,
     }
 
@@ -105,22 +105,40 @@ def test_imagenet_in_three_layouts(tmp_path, files):
 
 
 def test_places365(tmp_path):
+    others = "".join(f"/x/place_{i} {i}\n" for i in range(3, 365))
     lists = {
-        "categories_places365.txt": "/a/airfield 0\n/e/elevator/door 2\n/a/airplane_cabin 1\n",
+        "categories_places365.txt": "/a/airfield 0\n/e/elevator/door 2\n/a/airplane_cabin 1\n"
+        + others,
         "places365_val.txt": "Places365_val_00000001.jpg 2\nPlaces365_val_00000002.jpg 0\n",
     }
     images = write(tmp_path / "val_256", {f"Places365_val_0000000{i}.jpg": i for i in (1, 2)})
     lists = write(tmp_path / "lists", lists)
     source, records = made("places365", lists, tmp_path / "out", images=str(images))
-    assert source.classes == ["airfield", "airplane cabin", "elevator door"]
+    assert source.classes[:4] == ["airfield", "airplane_cabin", "elevator/door", "place_3"]
+    assert class_names(source)[1:3] == ["airplane cabin", "elevator door"]
     assert [records[f"Places365_val_0000000{i}.jpg"]["label"] for i in (1, 2)] == [2, 0]
 
 
 def test_classes_are_said_as_people_say_them(tmp_path):
-    """Folders with the names of WordNet, and TFDS' names with underscores."""
-    write(tmp_path, {f"{TENCH}/1.jpg": 0, "airplane_cabin/2.jpg": 1})
+    """Folders with the names of WordNet, TFDS' underscores, COCO's endings, VOC's long words."""
+    names = {
+        TENCH: "tench",
+        "n04590129": "window shade",
+        "n02788148": "baluster / handrail",
+        "airplane_cabin": "airplane cabin",
+        "wall-other-merged": "wall",
+        "floor-wood": "floor-wood",
+        "tvmonitor": "tv monitor",
+    }
+    write(tmp_path, {f"{name}/1.jpg": 0 for name in names})
     source = make_source("folder", path=tmp_path, labels=True)
-    assert class_names(source) == ["airplane cabin", "tench"]
+    assert dict(zip(source.classes, class_names(source), strict=True)) == names
+
+
+def test_several_sets_in_one_folder_are_not_taken_for_one(tmp_path):
+    write(tmp_path, {f"train/{TENCH}/1.jpg": 0, f"val/{TENCH}/1.jpg": 0})
+    with pytest.raises(UserError, match="holds train, val; give one of them"):
+        run("imagenet", tmp_path, tmp_path / "out")
 
 
 # Maps
@@ -181,10 +199,12 @@ def test_maps_of_classes(tmp_path, kind):
 
 
 def test_coco_stuff_leaves_out_what_no_image_has(tmp_path):
-    maps = write(tmp_path / "stuffthingmaps/val2017", {"a.png": png(VALUES)})
+    maps = {"a.png": png(VALUES), "a_labelTrainIds.png": png(VALUES), "a.jpg": 1}
+    maps = write(tmp_path / "stuffthingmaps/val2017", maps)
     images = write(tmp_path / "val2017", {"a.jpg": 0})
     source, records = made("coco_stuff", maps, tmp_path / "out", images=str(images))
     named = np.array([*source.classes, None])[records["a.jpg"]["semantic"]]
+    assert list(records) == ["a.jpg"]
     for value, name in ((0, "person"), (11, None), (12, "stop sign"), (181, "wood"), (255, None)):
         assert set(named[VALUES == value]) == {name}
 
@@ -195,6 +215,13 @@ def test_more_classes_than_a_byte_holds(tmp_path):
     semantic = np.arange(-1, 999).reshape(20, 50)
     stored = records.encode({"key": "a", "image": photograph(0), "semantic": semantic})
     np.testing.assert_array_equal(records.decode(stored)["semantic"], semantic)
+
+
+def test_a_map_of_one_bit_has_two_classes(tmp_path):
+    files, *_ = MAPS["voc"]
+    files = files | {"SegmentationClass/a.png": png(VALUES > 99)}
+    _, records = made("voc", write(tmp_path / "in", files), tmp_path / "out")
+    np.testing.assert_array_equal(records["a.jpg"]["semantic"], VALUES > 99)
 
 
 def test_maps_that_cannot_be_used_are_rejects(tmp_path):
@@ -277,7 +304,10 @@ def test_lvis_names_its_photographs_by_their_address(tmp_path):
         ("imagenet", {"a.jpg": 0}, "nothing says of which class a.jpg is"),
         ("imagenet", {"val/0001.jpg": 0}, "nothing says of which class"),
         ("voc", {"JPEGImages/a.jpg": 0}, "val.txt was not read"),
+        ("imagenet", {"ILSVRC2012_val_00000001.JPEG": 0} | devkit(meta=b"x"), "meta.mat was not"),
+        ("imagenet", {"ILSVRC2012_val_00000001.JPEG": 0} | devkit(truth=3), "not as imagenet is"),
         ("ade20k", {"objectInfo150.txt": "", "images/validation/a.jpg": 0}, "not as ade20k is"),
+        ("pascal_context", MAPS["pascal_context"][0] | {"59_labels.txt": "0: x"}, "1 classes are"),
         ("ade20k", {"objectInfo150.txt": OBJECTS}, "images/validation does not exist"),
         ("captions", {}, "has no captions"),
     ],

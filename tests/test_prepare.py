@@ -3,6 +3,7 @@
 import functools
 import io
 import json
+import os
 import random
 import shutil
 import signal
@@ -165,14 +166,15 @@ def test_records_are_what_the_source_has(tmp_path):
 
 
 def test_what_fits_keeps_its_bytes(tmp_path):
-    """Neither decoded nor encoded again; a PNG and a turned photograph are."""
+    """Not encoded again, whatever its colours; a PNG and a turned photograph are."""
     files = {"a.jpg": photograph(0), "b.png": photograph(1, "PNG"), "c.jpg": upside_down(2)}
+    files |= {f"{mode}.jpg": photograph(3, mode=mode) for mode in ("L", "CMYK")}
     tar(tmp_path / "a.tar", files)
     run("tar", tmp_path / "a.tar", tmp_path / "out")
     source = make_source("prepared", path=tmp_path / "out")
     stored = [msgpack.unpackb(data)["image"] for data in source.shards]
     same = [data == file for data, file in zip(stored, files.values(), strict=True)]
-    assert same == [True, False, False]
+    assert same == [True, False, False, True, True]
     assert all(Image.open(io.BytesIO(data)).format == "JPEG" for data in stored)
     turned = np.asarray(Image.open(io.BytesIO(files["c.jpg"])))[::-1, ::-1]
     assert np.abs(np.asarray(source[2]["image"], int) - turned).mean() < 20
@@ -303,6 +305,9 @@ def test_killed_at_any_moment_it_goes_on_and_loses_and_doubles_nothing(tmp_path,
     [
         (["sa1b", "nowhere", "out2"], "no tar files in nowhere"),
         (["sa1b", "source", "out", "--longest=32"], "begun with another options"),
+        (["sa1b", "source", "out3", "--fraction=2"], "--fraction must be from 0 to 1, got 2.0"),
+        (["sa1b", "source", "out3", "--longest=0"], "--longest must be from 1"),
+        (["sa1b", "source", "out3", "--workers=0"], "--workers must be 1 or more"),
         (["folder", "nowhere", "out2"], "nowhere does not exist"),
         (["coco", "source", "out2"], "coco needs --images"),
         (["tar", "source", "out2", "--images=."], "--images goes with coco"),
@@ -331,6 +336,27 @@ def test_mistakes_are_one_sentence(tmp_path, environment, arguments, sentence):
     )
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert sentence in done.stderr.strip().splitlines()[-1]
+
+
+def test_an_option_that_is_left_out_is_another_set(tmp_path):
+    """The default counts as given; how many rejects stop a run does not, for it can be raised."""
+    for name in ("cat/1.jpg", "dog/2.jpg"):
+        (tmp_path / "in" / name).parent.mkdir(parents=True)
+        (tmp_path / "in" / name).write_bytes(photograph(0) if "cat" in name else b"<html>")
+    given = ("folder", tmp_path / "in", tmp_path / "out")
+    with pytest.raises(UserError, match="1 of 2 inputs cannot be used.* delete .*out"):
+        run(*given, options=Options(max_rejects=0.1), labels=True)
+    assert run(*given, labels=True)["records"] == 1
+    with pytest.raises(UserError, match="begun with another labels"):
+        run(*given)
+
+
+def test_names_of_files_may_be_any_bytes(tmp_path):
+    name = os.fsdecode(b"a\xff.jpg")
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / name).write_bytes(photograph(0))
+    run("folder", tmp_path / "in", tmp_path / "out")
+    assert keys(tmp_path / "out") == [name]
 
 
 def test_an_unfinished_set_cannot_be_read(tmp_path):

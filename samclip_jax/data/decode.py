@@ -81,6 +81,13 @@ def open_image(image, size=None):  # bytes or path -> uint8 [H, W, 3], or a Jpeg
     return _decode(stored, size)
 
 
+def is_upright_jpeg(data):
+    """Whether these bytes, an image file, are a JPEG that need not be turned."""
+    with Image.open(io.BytesIO(data)) as stored:
+        jpeg = stored.format in ("JPEG", "MPO")  # MPO: a JPEG with others after it, as phones make
+        return jpeg and UPRIGHT.get(orientation(stored)) is None
+
+
 def _frame(data):
     """Of a JPEG that libjpeg-turbo decodes at any scale, three colours of 8 bits coded by Huffman:
     its (height, width), and whether something in it may say that it lies turned (EXIF, XMP). Else
@@ -175,7 +182,10 @@ def _rgb(image):  # PIL image of any mode -> uint8 [H, W, 3]
 
 
 def label_map(path, values):  # -> int32 [H, W]
-    """The index in `values` of each pixel of a grey or palette png, -1 where it is none of them."""
+    """The index in `values` of each pixel of a grey or palette png, -1 where it is none of them.
+
+    BadRecord where it is missing, damaged or of colours.
+    """
     data = _read(path)
     try:
         pixels = np.asarray(Image.open(io.BytesIO(data), formats=("PNG",)))
@@ -185,7 +195,7 @@ def label_map(path, values):  # -> int32 [H, W]
         raise BadRecord("bad_annotation", f"{path} has colours, not classes")
     indices = np.full(1 << 16, -1, np.int32)
     indices[values] = range(len(values))
-    return indices[pixels]
+    return indices[pixels.astype(np.uint16)]
 
 
 class CompressedMask:

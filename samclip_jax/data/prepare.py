@@ -55,15 +55,17 @@ def prepare(kind_name, source, output, options, runner, **kind_options):
     runner(kind, options, output, left) prepares the units `left`: `run` or `run_beam`, their last
     argument given.
     """
-    output = pathlib.Path(output)
-    about = {"kind": kind_name, "source": str(source), **kind_options}
-    about["options"] = dataclasses.asdict(options)
+    output = pathlib.Path(output).expanduser()
+    given = inspect.signature(KINDS[kind_name]).bind(str(source), **kind_options)
+    given.apply_defaults()
+    about = {"kind": kind_name, **given.arguments, "options": dataclasses.asdict(options)}
+    del about["options"]["max_rejects"]  # which changes no record
     if found := records.read_manifest(output):
         require_same(output, {key: found.get(key) for key in about}, about)
         clear(output, found)
         return found
     try:
-        kind = KINDS[kind_name](source, **kind_options)
+        kind = KINDS[kind_name](*given.args)
     except (ValueError, KeyError, IndexError) as error:
         raise UserError(f"{source} is not as {kind_name} is released: {line(error)}") from None
     units = list(kind.units())
@@ -89,8 +91,8 @@ def require_same(output, begun, given):
     given = json.loads(json.dumps(given))
     if changed := sorted(key for key in given if begun.get(key) != given[key]):
         raise UserError(
-            f"{output} was begun with another {', '.join(changed)}; give the same as then, or "
-            "another OUTPUT"
+            f"{output} was begun with another {', '.join(changed)}; give the same as then, delete "
+            "it, or give another OUTPUT"
         )
 
 
@@ -129,7 +131,7 @@ def run(kind, options, output, left, workers):
                     unit_inputs, unit_rejects = each.result()
                     inputs += unit_inputs
                     rejects.update(unit_rejects)
-                require_usable(inputs, rejects, options, FEW)
+                require_usable(inputs, rejects, options, output, FEW)
                 bar.set_description(f"{len(left) - len(waiting)}/{len(left)} units")
                 bar.update(count.value - bar.n)
         except concurrent.futures.process.BrokenProcessPool:
@@ -138,14 +140,14 @@ def run(kind, options, output, left, workers):
             pool.shutdown(wait=True, cancel_futures=True)
 
 
-def require_usable(inputs, rejects, options, few=1):
+def require_usable(inputs, rejects, options, output, few=1):
     """UserError where too many inputs were rejected."""
     bad = rejects.total()
     if inputs >= few and bad > options.max_rejects * inputs:
         (reason, number), *_ = rejects.most_common(1)
         raise UserError(
-            f"{bad} of {inputs} inputs cannot be used, {number} of them are {reason}; check the "
-            "source, or raise --max_rejects"
+            f"{bad} of {inputs} inputs cannot be used, {number} of them are {reason}; mend the "
+            f"source and delete {output}, or raise --max_rejects"
         )
 
 
@@ -193,7 +195,7 @@ def finish(output, about, names, options, classes):
         "shards": shards,
     }
     dirt = reasons - collections.Counter(duplicate=len(rejects))
-    require_usable(manifest["inputs"], dirt, options)
+    require_usable(manifest["inputs"], dirt, options, output)
     if not manifest["records"]:
         raise UserError(f"nothing in {about['source']} can be used; see {output}/progress")
     listed = (dict(zip(("key", "reason", "detail"), each, strict=True)) for each in rejects)
@@ -264,26 +266,30 @@ def without(output, shard, places):
 
 def parse(arguments=None):
     """The command line -> what `prepare` takes, and the further options of the kind."""
-    parser = argparse.ArgumentParser(prog="prepare", description=__doc__.split("\n\n")[1])
-    parser.add_argument("kind", choices=KINDS)
-    parser.add_argument("source")
-    parser.add_argument("output")
-    parser.add_argument("--workers", type=int, default=os.cpu_count())
+    form = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(prog="prepare", description=__doc__, formatter_class=form)
+    parser.add_argument("kind", choices=KINDS, metavar="KIND")
+    parser.add_argument("source", metavar="SOURCE")
+    parser.add_argument("output", metavar="OUTPUT")
+    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes")
     for name, says in KIND_OPTIONS.items():
         action = "store_true" if name == "labels" else "store"
         parser.add_argument(f"--{name}", action=action, default=None, help=says)
     for field in dataclasses.fields(Options):
         name = f"--{field.name}"
+        says = field.metadata["help"]
         if field.default is False:
-            parser.add_argument(name, action="store_true")
+            parser.add_argument(name, action="store_true", help=says)
         else:
             kind = float if isinstance(field.default, float) else int
-            parser.add_argument(name, type=kind, default=field.default)
+            parser.add_argument(name, type=kind, default=field.default, help=says)
     parser.add_argument("--runner", help="Apache Beam's; options of it may follow")
     given, rest = parser.parse_known_args(arguments)
     given = vars(given)
     if rest and not given["runner"]:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if given["workers"] < 1:
+        raise UserError(f"--workers must be 1 or more, got {given['workers']}")
     runner = functools.partial(run, workers=given["workers"])
     if given["runner"]:
         runner = functools.partial(run_beam, arguments=[f"--runner={given['runner']}", *rest])

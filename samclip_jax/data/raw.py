@@ -20,7 +20,7 @@ from samclip_jax.data.decode import SUFFIXES, BadRecord, checked, line, sa1b_obj
 from samclip_jax.data.sources import CocoInstances, ImageFolder
 from samclip_jax.errors import UserError
 
-FILES = 4096  # of a folder, COCO or TFDS in one unit
+FILES = 4096  # of a folder, COCO or TFDS in one unit, or a 64th of them, but no fewer than 256
 TARS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 
 
@@ -288,7 +288,8 @@ def _from_file(found, path):
 
 
 def _cut(items, of=""):
-    """Units of FILES items each, told apart by what is in them."""
-    for first in range(0, len(items), FILES):
-        part = list(items[first : first + FILES])
-        yield f"{first // FILES:05d}", part, zlib.crc32((of + json.dumps(part)).encode())
+    """Units of items, told apart by what is in them."""
+    count = min(FILES, max(256, len(items) // 64))
+    for first in range(0, len(items), count):
+        part = list(items[first : first + count])
+        yield f"{first // count:05d}", part, zlib.crc32((of + json.dumps(part)).encode())

@@ -25,6 +25,7 @@ from samclip_jax.data.decode import CompressedMask, open_image
 
 MANIFEST, REJECTS, SHARDS = "manifest.json", "rejects.jsonl", "shards"
 SPLITS = ("train", "validation")
+NAMES = "surrogateescape"  # files may have names that are no UTF-8
 
 
 def encode(record):
@@ -33,12 +34,12 @@ def encode(record):
         pixels = (record["semantic"] + 1).astype(np.uint16)
         pixels = pixels if pixels.max() > 255 else pixels.astype(np.uint8)
         record = record | {"semantic": cv2.imencode(".png", pixels)[1].tobytes()}
-    return msgpack.packb(record)
+    return msgpack.packb(record, unicode_errors=NAMES)
 
 
 def decode(data):
     """Bytes -> the record as sources have it, "label" still a name. BadRecord if it is damaged."""
-    record = msgpack.unpackb(data)
+    record = msgpack.unpackb(data, unicode_errors=NAMES)
     record["image"] = open_image(record["image"])
     if "semantic" in record:
         pixels = cv2.imdecode(np.frombuffer(record["semantic"], np.uint8), cv2.IMREAD_UNCHANGED)

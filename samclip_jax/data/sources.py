@@ -123,7 +123,7 @@ class Coco(Files):
             for each in contents["annotations"]:
                 if each["image_id"] in self.annotations:
                     self.annotations[each["image_id"]].append(each)
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{annotations} is not in COCO's format: {line(error)}.") from None
         self.classes = list(self.names.values())
         self.ids = list(self.images)
@@ -168,21 +168,22 @@ class CocoPanoptic(Coco):
 
     def __getitem__(self, index):
         entry = self.images[self.ids[index]]
-        semantic = self.semantic(entry["id"])
-        with checked():
-            image = open_image(self.folder / entry["file_name"], semantic.shape)
+        semantic = panoptic_map(self.maps, self.index, self.annotations[entry["id"]])
+        image = open_image(self.folder / entry["file_name"], semantic.shape)
         return {"key": entry["file_name"], "image": image, "semantic": semantic}
 
-    def semantic(self, id):  # -> int32 [H, W]
-        """The map of one image. BadRecord if it cannot be read."""
-        with checked():
-            (painted,) = self.annotations[id]
-            colours = decode_image(self.maps / painted["file_name"]).astype(np.int64)
-            ids, inverse = np.unique(colours @ (1, 256, 256**2), return_inverse=True)
-            classes = {
-                each["id"]: self.index[each["category_id"]] for each in painted["segments_info"]
-            }
-            labels = np.int32([classes.get(each, -1) for each in ids.tolist()])
+
+def panoptic_map(folder, index, annotations):  # -> int32 [H, W]
+    """The semantic map of an image from its entry in panoptic json, the only one in `annotations`.
+
+    folder: of the png files; index: {category: class}. BadRecord if it cannot be read.
+    """
+    with checked():
+        (painted,) = annotations
+        colours = decode_image(folder / painted["file_name"]).astype(np.int64)
+        ids, inverse = np.unique(colours @ (1, 256, 256**2), return_inverse=True)
+        classes = {each["id"]: index[each["category_id"]] for each in painted["segments_info"]}
+        labels = np.int32([classes.get(each, -1) for each in ids.tolist()])
         return labels[inverse.reshape(colours.shape[:2])]
 
 
@@ -196,6 +197,8 @@ class Captions(Files):
             contents = json.loads(self.path.read_bytes())
             karpathy = "annotations" not in contents
             self.captions = _karpathy(contents, split) if karpathy else _captions(contents)
+            if not all(isinstance(each, str) for texts in self.captions.values() for each in texts):
+                raise TypeError("a caption is no text")
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(f"{annotations} has no captions as COCO: {line(error)}.") from None
         if split and not karpathy:

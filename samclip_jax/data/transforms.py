@@ -13,7 +13,7 @@ from PIL import Image
 from samclip_jax.data.decode import Jpeg
 
 BILINEAR, BICUBIC = Image.Resampling.BILINEAR, Image.Resampling.BICUBIC
-ENLARGED = 16 / 15  # what a Jpeg, decoded smaller, may be by BILINEAR, which antialiased is blunter
+HALF = 0.5 * 16 / 15  # up to which half a Jpeg's size does; libjpeg-turbo is slow at 5/8
 
 
 def resize(image, height, width, filter=BILINEAR, box=None):  # [H, W, 3] -> [height, width, 3]
@@ -24,13 +24,14 @@ def resize(image, height, width, filter=BILINEAR, box=None):  # [H, W, 3] -> [he
 
 
 def _resize_jpeg(image, height, width, filter, box):
-    """The file as small as the box still has [height, width] px, the box to whole px of that. Below
-    a factor of two then linear between pixels, not antialiased, as tf.image.resize has it."""
+    """The file as small as the box still has [height, width] px, or by BILINEAR lacks a fifteenth,
+    the box to whole px of that. Below a factor of two then linear between pixels, not antialiased,
+    as tf.image.resize has it."""
     h, w = image.shape[:2]
     x0, y0, x1, y1 = box or (0, 0, w, h)
     scale = min(1, max(height / (y1 - y0), width / (x1 - x0)))
-    if filter is BILINEAR:
-        scale /= ENLARGED
+    if filter is BILINEAR and 0.5 < scale <= HALF:
+        scale = 0.5
     small = image.at_least(math.ceil(h * scale), math.ceil(w * scale))
     y, x = small.shape[0] / h, small.shape[1] / w
     part = small[_whole(y0 * y, y1 * y, small.shape[0]), _whole(x0 * x, x1 * x, small.shape[1])]

@@ -6,36 +6,49 @@ import functools
 import hashlib
 import io
 import json
+import math
 import uuid
 
 import numpy as np
 from PIL import Image
 
 from samclip_jax.data import records, transforms
-from samclip_jax.data.decode import BadRecord, Jpeg, annotation, checked, open_image
+from samclip_jax.data.decode import BadRecord, annotation, checked, is_upright_jpeg, open_image
+from samclip_jax.errors import UserError
+
+
+def _option(default, says):
+    return dataclasses.field(default=default, metadata={"help": says})
 
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """What may be chosen; it belongs to the manifest."""
+    """What may be chosen; it belongs to the manifest. UserError where a number is out of range."""
 
-    longest: int | None = None  # px; larger images are made smaller
-    shortest: int | None = None
-    quality: int = 90  # of the JPEG of images that change; others keep their bytes
-    min_side: int = 32  # px; smaller images are rejected
-    masks: bool = False  # keep masks, as run lengths, not only boxes and points
-    max_mask_area: float = 0.9  # of the image; masks over it are dropped (SAM 4)
-    deduplicate: bool = False  # leave out images whose file is byte by byte an earlier one's
-    fraction: float = 1.0  # of the inputs, by a hash of their keys
-    validation: float = 0.0  # of the records, by another hash
-    max_rejects: float = 0.5  # of the inputs, past which the run stops
+    longest: int | None = _option(None, "px; images whose longest side is over it are made smaller")
+    shortest: int | None = _option(None, "px; the same of the shortest side")
+    quality: int = _option(90, "of the JPEG of images that change; others keep their bytes")
+    min_side: int = _option(32, "px; smaller images are rejected")
+    masks: bool = _option(False, "keep masks, as run lengths, not only boxes and points")
+    max_mask_area: float = _option(0.9, "of the image; masks over it are dropped (SAM 4)")
+    deduplicate: bool = _option(False, "leave out images whose file is an earlier one's")
+    fraction: float = _option(1.0, "of the inputs, by a hash of their keys")
+    validation: float = _option(0.0, "of the records, by another hash")
+    max_rejects: float = _option(0.5, "of the inputs, past which the run stops")
+
+    def __post_init__(self):
+        for name, value in dataclasses.asdict(self).items():
+            most = 1 if isinstance(value, float) else 100 if name == "quality" else math.inf
+            least = 0 if isinstance(value, float) else 1
+            if not (value is None or isinstance(value, bool) or least <= value <= most):
+                raise UserError(f"--{name} must be from {least} to {most}, got {value}")
 
 
 def chosen(key, share, salt):
     """Whether `key` is among a share of all keys: the same ones in every run and order, and those
     of a smaller share are among those of a larger one."""
-    digest = hashlib.blake2b(key.encode(), digest_size=8, salt=salt).digest()
-    return int.from_bytes(digest) < share * 2**64
+    digest = hashlib.blake2b(key.encode(errors="surrogateescape"), digest_size=8, salt=salt)
+    return int.from_bytes(digest.digest()) < share * 2**64
 
 
 def make_record(found, options, dropped):
@@ -50,7 +63,7 @@ def make_record(found, options, dropped):
     same = shape == size
     pixels = np.asarray(image) if same else transforms.resize(image, *shape, transforms.BICUBIC)
     record = {"key": found.key, "image": found.image}
-    if not (same and isinstance(image, Jpeg)):
+    if not (same and is_upright_jpeg(found.image)):
         file = io.BytesIO()
         Image.fromarray(pixels).save(file, "JPEG", quality=options.quality)
         record["image"] = file.getvalue()

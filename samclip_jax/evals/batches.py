@@ -2,6 +2,7 @@
 
 import collections
 import itertools
+import re
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -74,14 +75,19 @@ def stack(arrays, rows):  # -> [rows, ...]
 
 
 def class_names(source):
-    """The source's classes as one would say them; UserError if it has none.
-
-    WordNet ids of ImageNet by their names for CLIP, alley_cat and door/elevator without _ and /.
-    """
+    """The source's classes as one would say them; UserError if it has none."""
     if not getattr(source, "classes", None):
         raise UserError(f"{source} has no classes to choose from: take one with labels or maps")
-    names = [CLASS_NAMES["imagenet"].get(name, name) for name in source.classes]
-    return [name.replace("_", " ").replace("/", " ") for name in names]
+    return [said(name) for name in source.classes]
+
+
+def said(name):
+    """A WordNet id of ImageNet as CLIP calls it; tvmonitor in two words; alley_cat, door/elevator
+    and wall-other-merged without what only data sets write."""
+    if name in CLASS_NAMES["imagenet"]:
+        return CLASS_NAMES["imagenet"][name]
+    name = re.sub("(-other|-merged|-stuff)+$", "", name)
+    return CLASS_NAMES["said"].get(name, name).replace("_", " ").replace("/", " ")
 
 
 def field(record, name):
