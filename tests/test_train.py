@@ -54,8 +54,8 @@ def experiment(teachers, stage, init, steps=4):
     config = demo.get_config(stage)
     config.teachers, config.init, config.steps = teachers, str(init), steps
     config.head.mlp_hidden, config.optimizer.warmup_steps = 16, 0
-    config.streams.clip.update(batch_size=8, batch_multiple=2, resolutions=(24, 36))
-    config.streams.clip.base_resolution = 24
+    config.streams.clip.update(batch_size=8, batch_multiple=2, base_resolution=24)
+    config.streams.clip.resolutions = (24,)  # each one is a program to compile
     config.checkpoint_every = 2
     if "sam" in config.streams:
         config.streams.sam.update(batch_size=2, image_size=48)
@@ -65,9 +65,11 @@ def experiment(teachers, stage, init, steps=4):
 
 @pytest.fixture(scope="module")
 def stages(teachers, tmp_path_factory):
-    """A workdir with stage1 and stage2 in it, four steps each."""
+    """A workdir with stage1, at two resolutions, and stage2 in it, four steps each."""
     folder = tmp_path_factory.mktemp("stages")
-    train.train(experiment(teachers, "stage1", teachers["sam"]), folder / "stage1")
+    config = experiment(teachers, "stage1", teachers["sam"])
+    config.streams.clip.resolutions = (24, 36)
+    train.train(config, folder / "stage1")
     train.train(experiment(teachers, "stage2", folder / "stage1"), folder / "stage2")
     return folder
 
@@ -151,7 +153,6 @@ def test_killed_at_ten_moments_it_loses_and_doubles_nothing(
     """kill -9 while it starts, trains, saves; then to the end: as a run that nobody stopped."""
     config = experiment(teachers, "stage2", stages / "stage1", steps=100)
     config.log_every, config.checkpoint_every = 1, 5
-    config.streams.clip.resolutions = (24,)  # one program: it starts sooner
     given = config.to_json_best_effort()
     assert run_python(A_RUN, given, tmp_path / "whole")[0] == 0
     rng, reached = random.Random(0), []
@@ -190,7 +191,11 @@ def share_images(config):
     return config
 
 
-@pytest.mark.parametrize("devices, changed", [(1, lambda config: config), (2, share_images)])
+@pytest.mark.parametrize(
+    "devices, changed",
+    [pytest.param(1, lambda config: config, marks=pytest.mark.slow), (2, share_images)],
+    ids=["one device each", "two that share images"],
+)
 def test_two_processes_train_what_one_does_and_one_goes_on(
     stages, teachers, tmp_path, start_python, devices, changed
 ):
