@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from samclip_jax.data import transforms
-from samclip_jax.data.decode import open_image
+from samclip_jax.data.decode import Jpeg, open_image
 
 
 def ramp(height, width):
@@ -48,6 +48,31 @@ def test_a_crop_of_a_jpeg_is_that_of_its_pixels(size, allowed):
             for image in (jpeg, np.asarray(jpeg))
         )
         assert np.abs(found - expected).max() <= allowed
+
+
+@pytest.mark.parametrize(
+    "side, filter, decoded",
+    [
+        (440, transforms.BILINEAR, 220),
+        (440, transforms.BICUBIC, 275),
+        (400, transforms.BILINEAR, 250),
+    ],
+)
+def test_half_a_jpeg_may_lack_a_fifteenth(side, filter, decoded, monkeypatch):
+    """Of bilinear resizing to 224 px; the filter of preparation and evaluation has all it needs."""
+    file = io.BytesIO()
+    Image.fromarray(ramp(side, side)).save(file, "JPEG", quality=95)
+    jpeg, shapes, original = open_image(file.getvalue()), [], Jpeg.at_least
+
+    def noted(self, height, width):
+        small = original(self, height, width)
+        shapes.append(small.shape[0])
+        return small
+
+    expected = transforms.resize(np.asarray(jpeg), 224, 224, filter).astype(int)
+    monkeypatch.setattr(Jpeg, "at_least", noted)
+    assert np.abs(transforms.resize(jpeg, 224, 224, filter) - expected).max() <= 4
+    assert shapes == [decoded]
 
 
 @pytest.mark.parametrize("shape", [(2, 2), (3, 5), (2, 900), (500, 4)])
