@@ -12,7 +12,8 @@ import pytest
 from PIL import Image
 from pycocotools import mask as rle
 
-from samclip_jax.data.decode import BadRecord, CompressedMask, Jpeg, decode_image, open_image
+from samclip_jax.data.annotations import CompressedMask
+from samclip_jax.data.decode import BadRecord, Jpeg, decode_image, open_image
 from samclip_jax.data.sources import make_source
 from samclip_jax.errors import UserError
 

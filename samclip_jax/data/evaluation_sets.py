@@ -11,10 +11,13 @@ import pathlib
 
 from scipy.io import loadmat
 
-from samclip_jax.data.decode import label_map, line
+from samclip_jax.data.annotations import label_map
+from samclip_jax.data.coco import Captions, CocoPanoptic, panoptic_map
+from samclip_jax.data.decode import line
+from samclip_jax.data.files import ImageFolder
 from samclip_jax.data.raw import Listed
-from samclip_jax.data.sources import Captions, CocoPanoptic, ImageFolder, existing, panoptic_map
 from samclip_jax.errors import UserError
+from samclip_jax.paths import existing
 
 CLASS_NAMES = {
     name: each["names"]

@@ -16,8 +16,10 @@ import zlib
 
 import numpy as np
 
-from samclip_jax.data.decode import SUFFIXES, BadRecord, checked, line, sa1b_objects
-from samclip_jax.data.sources import CocoInstances, ImageFolder
+from samclip_jax.data.annotations import checked, sa1b_objects
+from samclip_jax.data.coco import CocoInstances
+from samclip_jax.data.decode import SUFFIXES, BadRecord, line
+from samclip_jax.data.files import ImageFolder
 from samclip_jax.errors import UserError
 
 FILES = 4096  # of a folder, COCO or TFDS in one unit, or a 64th of them, but no fewer than 256

@@ -21,7 +21,8 @@ import numpy as np
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 from array_record.python.array_record_module import ArrayRecordWriter
 
-from samclip_jax.data.decode import CompressedMask, open_image
+from samclip_jax.data.annotations import CompressedMask
+from samclip_jax.data.decode import open_image
 
 MANIFEST, REJECTS, SHARDS = "manifest.json", "rejects.jsonl", "shards"
 SPLITS = ("train", "validation")

@@ -19,22 +19,13 @@ a whole is a UserError.
 
 import difflib
 import inspect
-import json
-import os
 import pathlib
 
-import numpy as np
-
 from samclip_jax.data import records
-from samclip_jax.data.decode import (
-    SUFFIXES,
-    annotation,
-    checked,
-    decode_image,
-    line,
-    open_image,
-    sa1b_objects,
-)
+from samclip_jax.data.annotations import annotation, checked, sa1b_objects
+from samclip_jax.data.coco import Captions, CocoInstances, CocoPanoptic
+from samclip_jax.data.decode import open_image
+from samclip_jax.data.files import Files, ImageFolder
 from samclip_jax.data.shapes import ShapeObjects, ShapeScenes
 from samclip_jax.errors import UserError, os_errors
 
@@ -66,173 +57,6 @@ def make_source(name, weight=None, **options):
 
 
 # Sources
-
-
-class Files:
-    """A source that lies at `path`."""
-
-    def __init__(self, path):
-        self.path = existing(path)
-
-    def __repr__(self):
-        return f"{type(self).__name__}({self.path})"
-
-
-class ImageFolder(Files):
-    """Every image under a folder. With `labels` its sub-folders are the classes, sorted by name."""
-
-    def __init__(self, path, labels=False):
-        super().__init__(path)
-        self.files = sorted(
-            os.path.relpath(os.path.join(folder, name), self.path)
-            for folder, _, names in os.walk(self.path, followlinks=True)
-            for name in names
-            if name.lower().endswith(SUFFIXES)
-        )
-        if not self.files:
-            raise UserError(f"no images under {path} ({' '.join(SUFFIXES)}).")
-        self.labels = labels
-        if labels:
-            loose = [name for name in self.files if os.sep not in name]
-            if loose:
-                raise UserError(f"{path} needs a folder for each class; {loose[0]} is in none.")
-            self.classes = sorted({name.split(os.sep)[0] for name in self.files})
-
-    def __len__(self):
-        return len(self.files)
-
-    def __getitem__(self, index):
-        name = self.files[index]
-        record = {"key": pathlib.Path(name).as_posix(), "image": open_image(self.path / name)}
-        if self.labels:
-            record["label"] = self.classes.index(name.split(os.sep)[0])
-        return record
-
-
-class Coco(Files):
-    """What COCO's formats share: a json file of images, annotations and categories."""
-
-    def __init__(self, annotations, images):
-        super().__init__(annotations)
-        self.folder = existing(images)
-        try:
-            contents = json.loads(self.path.read_bytes())
-            self.names = {each["id"]: each["name"] for each in contents["categories"]}
-            self.images = {each["id"]: each | _file_name(each) for each in contents["images"]}
-            self.annotations = {image: [] for image in self.images}
-            for each in contents["annotations"]:
-                if each["image_id"] in self.annotations:
-                    self.annotations[each["image_id"]].append(each)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UserError(f"{annotations} is not in COCO's format: {line(error)}.") from None
-        self.classes = list(self.names.values())
-        self.ids = list(self.images)
-        if not self.ids:
-            raise UserError(f"{annotations} lists no images.")
-
-    def __len__(self):
-        return len(self.ids)
-
-
-def _file_name(entry):
-    """LVIS tells the photographs of COCO by their address alone: val2017/000000397133.jpg."""
-    if "file_name" in entry:
-        return {"file_name": str(entry["file_name"])}
-    return {"file_name": "/".join(entry["coco_url"].split("/")[-2:])}
-
-
-class CocoInstances(Coco):
-    """Objects in COCO's instances format, crowds left out."""
-
-    def __getitem__(self, index):
-        entry = self.images[self.ids[index]]
-        with checked():
-            size = (entry["height"], entry["width"])
-            found = [
-                annotation(each, size, category=self.names[each["category_id"]])
-                for each in self.annotations[entry["id"]]
-                if not each.get("iscrowd")
-            ]
-            image = open_image(self.folder / entry["file_name"], size)
-        found = [each for each in found if each is not None]
-        return {"key": entry["file_name"], "image": image, "annotations": found}
-
-
-class CocoPanoptic(Coco):
-    """Semantic maps from COCO's panoptic format; `maps` is the folder of id-coloured png files."""
-
-    def __init__(self, annotations, images, maps):
-        super().__init__(annotations, images)
-        self.maps = existing(maps)
-        self.index = {category: i for i, category in enumerate(self.names)}
-
-    def __getitem__(self, index):
-        entry = self.images[self.ids[index]]
-        semantic = panoptic_map(self.maps, self.index, self.annotations[entry["id"]])
-        image = open_image(self.folder / entry["file_name"], semantic.shape)
-        return {"key": entry["file_name"], "image": image, "semantic": semantic}
-
-
-def panoptic_map(folder, index, annotations):  # -> int32 [H, W]
-    """The semantic map of an image from its entry in panoptic json, the only one in `annotations`.
-
-    folder: of the png files; index: {category: class}. BadRecord if it cannot be read.
-    """
-    with checked():
-        (painted,) = annotations
-        colours = decode_image(folder / painted["file_name"]).astype(np.int64)
-        ids, inverse = np.unique(colours @ (1, 256, 256**2), return_inverse=True)
-        classes = {each["id"]: index[each["category_id"]] for each in painted["segments_info"]}
-        labels = np.int32([classes.get(each, -1) for each in ids.tolist()])
-        return labels[inverse.reshape(colours.shape[:2])]
-
-
-class Captions(Files):
-    """Photographs with captions: COCO's captions json, or Karpathy's, of which `split` is taken."""
-
-    def __init__(self, annotations, images, split=None):
-        super().__init__(annotations)
-        self.folder = existing(images)
-        try:
-            contents = json.loads(self.path.read_bytes())
-            karpathy = "annotations" not in contents
-            self.captions = _karpathy(contents, split) if karpathy else _captions(contents)
-            if not all(isinstance(each, str) for texts in self.captions.values() for each in texts):
-                raise TypeError("a caption is no text")
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{annotations} has no captions as COCO: {line(error)}.") from None
-        if split and not karpathy:
-            raise UserError(f"{annotations} has no splits: leave out {split!r}.")
-        self.captions = {name: texts for name, texts in self.captions.items() if texts}
-        if not self.captions:
-            raise UserError(f"{annotations} has no image with a caption in {split or 'any split'}.")
-        self.names = list(self.captions)
-
-    def __len__(self):
-        return len(self.names)
-
-    def __getitem__(self, index):
-        name = self.names[index]
-        image = open_image(self.folder / name)
-        return {"key": name, "image": image, "captions": self.captions[name]}
-
-
-def _captions(contents):
-    names = {each["id"]: each["file_name"] for each in contents["images"]}
-    found = {name: [] for name in names.values()}
-    for each in contents["annotations"]:
-        found[names[each["image_id"]]].append(each["caption"])
-    return found
-
-
-def _karpathy(contents, split):
-    return {
-        os.path.join(each.get("filepath", ""), each["filename"]): [
-            sentence["raw"] for sentence in each["sentences"]
-        ]
-        for each in contents["images"]
-        if split in (None, each["split"])
-    }
 
 
 class Sa1b(ImageFolder):
@@ -276,18 +100,6 @@ class Prepared(Files):
         if "label" in record:
             record["label"] = self.index[record["label"]]
         return record
-
-
-def existing(path):
-    """The path, without ~. UserError where nothing lies there."""
-    if not str(path):
-        raise UserError("no path is set; give the path where the data lie.")
-    path = pathlib.Path(str(path)).expanduser()
-    with os_errors(f"{path} was not read"):
-        exists = path.exists()
-    if not exists:
-        raise UserError(f"{path} does not exist; give the path where the data lie.")
-    return path
 
 
 SOURCES = {

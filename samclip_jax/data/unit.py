@@ -13,7 +13,8 @@ import numpy as np
 from PIL import Image
 
 from samclip_jax.data import records, transforms
-from samclip_jax.data.decode import BadRecord, annotation, checked, is_upright_jpeg, open_image
+from samclip_jax.data.annotations import annotation, checked
+from samclip_jax.data.decode import BadRecord, is_upright_jpeg, open_image
 from samclip_jax.errors import UserError
 
 

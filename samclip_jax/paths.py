@@ -1,0 +1,59 @@
+"""Paths as people give them to the commands and to the library: local, or in a bucket (gs://).
+
+Checkpoints, workdirs and reports may lie in a bucket. What other libraries read or write by the
+operating system's calls (data sets, released weights) must be local, which a bucket mounted by
+gcsfuse is.
+"""
+
+import os
+import pathlib
+import re
+
+from etils import epath
+
+from samclip_jax.errors import UserError, os_errors
+
+SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/")  # two letters or more: C:/ is a drive
+
+
+def any_path(text):  # str or path -> epath.Path
+    """A local path, absolute and with ~ as the home directory, or one of a bucket.
+
+    UserError where it is empty or of another kind, such as s3://.
+    """
+    text = os.fspath(text) if isinstance(text, os.PathLike) else str(text)
+    if not text:
+        raise UserError("no path is set; give the path where the data lie.")
+    if "\0" in text:
+        raise UserError(f"{text!r} is no path; give one without a null character.")
+    if scheme := SCHEME.match(text):
+        if not text.startswith("gs://"):
+            raise UserError(f"{text}: {scheme[1]}: is not read here; give a local path or gs://.")
+        return epath.Path(text)
+    return epath.Path(os.path.abspath(os.path.expanduser(text)))
+
+
+def local_path(text):  # str or path -> pathlib.Path
+    """The same, for what can only be local. UserError where it is not, which says what to do."""
+    path = any_path(text)
+    if is_remote(path):
+        raise UserError(
+            f"{path}: this must be a local path; mount the bucket with gcsfuse and give the folder "
+            "where it is mounted. Nothing was read or written."
+        )
+    return pathlib.Path(path)
+
+
+def existing(text):  # str or path -> pathlib.Path
+    """A local path where something lies, else a UserError."""
+    path = local_path(text)
+    with os_errors(f"{path} was not read"):
+        exists = path.exists()
+    if not exists:
+        raise UserError(f"{path} does not exist; give the path where the data lie.")
+    return path
+
+
+def is_remote(path):
+    """Whether it lies in a bucket."""
+    return str(path).startswith("gs://")
