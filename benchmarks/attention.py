@@ -9,7 +9,6 @@ encoder; each forward and with the gradient.
 
 import argparse
 import time
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +20,7 @@ from samclip_jax.errors import command
 from samclip_jax.metrics import write_json
 from samclip_jax.models.config import SamConfig
 from samclip_jax.ops.attention import self_attention
+from samclip_jax.paths import output_file
 
 LAYERS = {"global": (1, (64, 64)), "windows": (25, (14, 14))}  # images or windows, their grid
 HEADS, WIDTH = 12, 64
@@ -98,7 +98,7 @@ def measure(function, arguments, device):
 def main():
     parser = argparse.ArgumentParser(prog="attention", description=__doc__.split("\n")[0])
     parser.add_argument("--topology", default="v5e:2x2")
-    parser.add_argument("--report", type=Path)
+    parser.add_argument("--report", type=output_file)
     given = parser.parse_args()
     device = topology_devices(given.topology)[0]
     forms = {"original": with_bias, "samclip_jax": fused}

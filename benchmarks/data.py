@@ -31,6 +31,7 @@ from samclip_jax.data.sources import make_source
 from samclip_jax.data.unit import Options
 from samclip_jax.errors import command
 from samclip_jax.metrics import write_json
+from samclip_jax.paths import existing, output_file
 
 COPIES = 8  # of every photograph: Grain shuffles few records more slowly than many
 BATCH = {224: 64, 448: 16, 1024: 4}
@@ -148,11 +149,11 @@ def memory(path, images, report):
 @command
 def main():
     parser = argparse.ArgumentParser(prog="data", description=__doc__.split("\n")[0])
-    parser.add_argument("--coco", type=Path, required=True)
+    parser.add_argument("--coco", type=existing, required=True)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--images", type=int, default=2000, help="a run at 224 px")
     parser.add_argument("--memory", type=int, default=0)
-    parser.add_argument("--report", type=Path)
+    parser.add_argument("--report", type=output_file)
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         sets, tar = write_sets(given.coco, Path(folder))

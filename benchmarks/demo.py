@@ -8,11 +8,11 @@ A seed is the CLIP head's start and the order of the data; teachers and scenes a
 import argparse
 import json
 import sys
-from pathlib import Path
 
 from benchmarks.process import measured
 from samclip_jax.errors import command
 from samclip_jax.metrics import write_json
+from samclip_jax.paths import local_path, output_file
 from samclip_jax.report import COLUMNS, ROWS
 
 
@@ -40,8 +40,8 @@ def metric(reports, name, key):
 def main():
     parser = argparse.ArgumentParser(prog="demo", description=__doc__.split("\n")[0])
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--workdir", type=Path, default=Path("runs/demo_seeds"))
-    parser.add_argument("--report", type=Path)
+    parser.add_argument("--workdir", type=local_path, default="runs/demo_seeds")
+    parser.add_argument("--report", type=output_file)
     given = parser.parse_args()
     reports = []
     for seed in range(given.seeds):

@@ -20,6 +20,7 @@ from samclip_jax import models
 from samclip_jax.errors import command
 from samclip_jax.metrics import write_json
 from samclip_jax.models.config import SamConfig
+from samclip_jax.paths import output_file
 
 sys.path.append(str(Path(__file__).parents[1] / "tests"))  # the originals as the tests have them
 
@@ -74,7 +75,7 @@ def main():
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--report", type=Path)
+    parser.add_argument("--report", type=output_file)
     given = parser.parse_args()
     config = SamConfig()
     size = config.encoder.image_size

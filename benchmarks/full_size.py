@@ -12,13 +12,13 @@ process of its own, started as a user would; it says how much memory it took at 
 import argparse
 import json
 import sys
-from pathlib import Path
 
 from benchmarks.process import measured
 from samclip_jax import models
 from samclip_jax.errors import command
 from samclip_jax.metrics import write_json
 from samclip_jax.models.config import ClipConfig, SamConfig
+from samclip_jax.paths import existing, local_path, output_file
 from tools.convert_weights.export import released, write_safetensors, write_torch
 from tools.convert_weights.rules import OPEN_CLIP, SEGMENT_ANYTHING
 
@@ -73,11 +73,11 @@ def steps_of(workdir):
 @command
 def main():
     parser = argparse.ArgumentParser(prog="full_size", description=__doc__.split("\n")[0])
-    parser.add_argument("--coco", type=Path, required=True)
-    parser.add_argument("--tokenizer", type=Path, required=True)
-    parser.add_argument("--workdir", type=Path, default=Path("runs/full_size"))
+    parser.add_argument("--coco", type=existing, required=True)
+    parser.add_argument("--tokenizer", type=existing, required=True)
+    parser.add_argument("--workdir", type=local_path, default="runs/full_size")
     parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--report", type=Path)
+    parser.add_argument("--report", type=output_file)
     given = parser.parse_args()
     work, coco = given.workdir, given.coco
     report = {}

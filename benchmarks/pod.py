@@ -18,6 +18,7 @@ from samclip_jax.compile_only import compile_only
 from samclip_jax.errors import UserError, command
 from samclip_jax.metrics import write_json
 from samclip_jax.models.config import ImageEncoderConfig, SamConfig, to_dict
+from samclip_jax.paths import output_file
 
 VIT_H = ImageEncoderConfig(width=1280, depth=32, heads=16, mlp_width=5120)
 ROWS = {  # name: (topology, encoder, changes to configs/stage2.py)
@@ -75,7 +76,7 @@ def row(name, found):
 def main():
     parser = argparse.ArgumentParser(prog="pod", description=__doc__.split("\n")[0])
     parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(ROWS))
-    parser.add_argument("--report", type=Path)
+    parser.add_argument("--report", type=output_file)
     given = parser.parse_args()
     if unknown := [name for name in given.names if name not in ROWS]:
         raise UserError(f"no row {unknown[0]!r}; they are {', '.join(ROWS)}")

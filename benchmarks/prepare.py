@@ -26,6 +26,7 @@ from samclip_jax.data.sources import make_source
 from samclip_jax.data.unit import Options
 from samclip_jax.errors import command
 from samclip_jax.metrics import write_json
+from samclip_jax.paths import existing, output_file
 
 CORES = 96  # of the host that hours are counted for
 SIZE, MASKS = (1500, 2250), 100  # of an image of SA-1B
@@ -86,9 +87,9 @@ def as_in_sa1b(record):
 @command
 def main():
     parser = argparse.ArgumentParser(prog="prepare", description=__doc__.split("\n")[0])
-    parser.add_argument("--coco", type=Path, required=True)
+    parser.add_argument("--coco", type=existing, required=True)
     parser.add_argument("--images", type=int, default=1000)
-    parser.add_argument("--report", type=Path)
+    parser.add_argument("--report", type=output_file)
     given = parser.parse_args()
     rows, one = {}, functools.partial(prepare.run, workers=1)
     with tempfile.TemporaryDirectory() as folder:

@@ -11,16 +11,15 @@ model.json is written last: a directory without it is no checkpoint. DIR may be 
 import contextlib
 import json
 import logging
-import os
 
 import jax
 import numpy as np
-from etils import epath
 from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
 from samclip_jax.errors import UserError, os_errors
 from samclip_jax.models import config as model_config
+from samclip_jax.paths import any_path, is_remote
 
 KIND_NAMES = {"sam": "a SAM", "clip": "a CLIP", "samclip": "a merged SAM-CLIP"}
 STEPS = "checkpoints"
@@ -37,7 +36,7 @@ def save_model(directory, config, params, tokenizer_json=None, source=None):
     directory = require_new(directory)
     described = {"config": model_config.to_dict(config), "source": source}
     texts = {"tokenizer.json": tokenizer_json, "model.json": json.dumps(described, indent=2)}
-    renames = not str(directory).startswith("gs://")  # there a rename is a copy of every object
+    renames = not is_remote(directory)  # there a rename is a copy of every object
     staging = directory.parent / f"{directory.name}.incomplete" if renames else directory
     try:
         with os_errors(f"{directory} was not written"):
@@ -59,12 +58,14 @@ def load_model(directory, kinds=None, shardings=None, initial=False):
     shardings: {name: ShapeDtypeStruct} -> {name: Sharding}; by default everything lies on the first
     local device. UserError where the directory is no checkpoint, is incomplete or of another kind.
     """
-    directory = _absolute(directory)
+    directory = any_path(directory)
     config = load_config(directory, kinds)
     with os_errors(f"{directory} was not read"):
         if not (directory / "params").exists():
             raise UserError(f"{directory} is incomplete: it has model.json and no params/")
-        sources = [directory / "params", *([] if initial else _newest_step(directory))]
+        step = None if initial else newest_step(directory)
+        newest = [] if step is None else [directory / STEPS / str(step)]
+        sources = [directory / "params", *newest]
         origin = {name: (leaf, path) for path in sources for name, leaf in _stored(path).items()}
         abstract = {name: leaf for name, (leaf, _) in origin.items()}
         placed = shardings(abstract) if shardings else dict.fromkeys(abstract, _one_device())
@@ -78,7 +79,7 @@ def load_model(directory, kinds=None, shardings=None, initial=False):
 
 def load_config(directory, kinds=None):
     """The config of a model checkpoint, without its parameters; errors as `load_model`."""
-    directory = _absolute(directory)
+    directory = any_path(directory)
     with os_errors(f"{directory} was not read"):
         if not (directory / "model.json").exists():
             raise UserError(_not_a_checkpoint(directory))
@@ -94,14 +95,19 @@ def load_config(directory, kinds=None):
     return config
 
 
-def is_run(directory):
-    """Whether the directory is a training run with steps, not a model alone."""
-    return bool(_newest_step(_absolute(directory)))
+def newest_step(directory):
+    """The number of the newest whole step of a training run; None where there is none."""
+    directory = any_path(directory)
+    with os_errors(f"{directory} was not read"):
+        if not (directory / STEPS).exists():
+            return None
+        steps = ocp.path.step.standard_name_format().find_all(directory / STEPS)
+        return max((found.step for found in steps), default=None)
 
 
 def require_new(directory):
     """The directory as a path, once it is sure that no checkpoint would be overwritten there."""
-    directory = _absolute(directory)
+    directory = any_path(directory)
     with os_errors(f"{directory} was not written"):
         if (directory / "model.json").exists():
             raise UserError(
@@ -121,7 +127,7 @@ class TrainCheckpoints:
     def __init__(self, directory, every_steps, keep):
         """Saves at multiples of every_steps and before a pre-emption; the `keep` newest stay."""
         policies = ocp.training.save_decision_policies
-        self.directory = _absolute(directory) / STEPS
+        self.directory = any_path(directory) / STEPS
         with os_errors(f"{self.directory} was not written"):
             self._checkpointer = ocp.training.Checkpointer(
                 self.directory,
@@ -164,14 +170,18 @@ class TrainCheckpoints:
         without one (optax's counts) is replicated over the mesh of the others. UserError where
         names or shapes differ from what was saved.
         """
-        with os_errors(f"{self.directory} was not written"):
-            self._checkpointer.wait()
+        self.wait()
         if self.latest_step is None:
             return None
         path = self.directory / str(self.latest_step)
         with _damaged(path):
             _require_fit(path, ocp.metadata(path).metadata, abstract_state)
             return self._checkpointer.load(self.latest_step, _with_shardings(abstract_state))
+
+    def wait(self):
+        """Until the save under way is whole. UserError if it failed."""
+        with os_errors(f"{self.directory} was not written"):
+            self._checkpointer.wait()
 
     def close(self):
         """Waits for the save under way. UserError if it failed."""
@@ -210,13 +220,6 @@ def _empty(directory):
 def _remove(directory):
     if directory.exists():
         directory.rmtree()
-
-
-def _newest_step(directory):
-    """[path of the newest whole training step], or []."""
-    steps = ocp.path.step.standard_name_format().find_all(directory / STEPS)
-    newest = max((found.step for found in steps), default=None)
-    return [] if newest is None else [directory / STEPS / str(newest)]
 
 
 def _stored(path):
@@ -301,12 +304,6 @@ def _shapes(tree):
         jax.tree_util.keystr(path, simple=True, separator="/"): list(np.shape(leaf))
         for path, leaf in leaves
     }
-
-
-def _absolute(directory):
-    """As Orbax asks for it; gs:// paths as they are."""
-    text = str(directory)
-    return epath.Path(text if "://" in text else os.path.abspath(text))
 
 
 def _not_a_checkpoint(directory):

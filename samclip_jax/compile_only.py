@@ -18,6 +18,7 @@ from samclip_jax import checkpoint, flops, hlo, models, optim, sharding, train
 from samclip_jax.errors import UserError
 from samclip_jax.metrics import write_json
 from samclip_jax.models.config import ClipConfig, ClipHeadConfig, SamClipConfig, SamConfig, kind_of
+from samclip_jax.paths import output_file
 
 
 class Chip(NamedTuple):
@@ -58,6 +59,7 @@ def compile_only(values, topology, report=None):
     for the JSON. UserError where it does not fit, with what to change; the report is written all
     the same.
     """
+    report = output_file(report) if report else None
     config = train.read_config(values)
     streams = train.read_streams(config)
     devices = topology_devices(topology)

@@ -21,12 +21,13 @@ import jax
 from absl import app, flags, logging
 
 from configs import demo as demo_config
-from samclip_jax import checkpoint, errors, evals, models, train
+from samclip_jax import checkpoint, compilation, errors, evals, models, train
 from samclip_jax.data.shapes import TEMPLATES
 from samclip_jax.data.sources import make_source
 from samclip_jax.data.worker import end_with
 from samclip_jax.inference.model import load
 from samclip_jax.metrics import write_json
+from samclip_jax.paths import local_path
 from samclip_jax.report import claims, write_html
 
 WORKDIR = flags.DEFINE_string("workdir", "runs/demo", "where everything is written")
@@ -130,6 +131,7 @@ def in_lane(cores, function, *arguments):
 def set_up():
     """On the CPU, quietly: two processes cannot share an accelerator, Orbax tells every step."""
     jax.config.update("jax_platforms", "cpu")
+    compilation.use_cache()
     logging.set_verbosity(logging.WARNING)
 
 
@@ -222,7 +224,7 @@ def main(argv):
     if len(argv) > 1:
         raise errors.UserError(f"unexpected argument {argv[1]!r}; options are --name=value")
     set_up()
-    report = run(Path(WORKDIR.value), SEED.value)
+    report = run(local_path(WORKDIR.value), SEED.value)
     for claim in report["claims"]:
         print("holds         " if claim["holds"] else "does not hold ", claim["claim"])
     print(f"{WORKDIR.value}/report.json and report.html, {report['seconds']:.0f} seconds")

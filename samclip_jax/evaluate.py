@@ -4,10 +4,11 @@ import json
 import time
 
 from absl import flags
-from etils import epath
 
 from samclip_jax import config
-from samclip_jax.errors import UserError, os_errors
+from samclip_jax.errors import UserError
+from samclip_jax.metrics import write_json
+from samclip_jax.paths import output_file
 
 CHECKPOINT = flags.DEFINE_string("checkpoint", None, "workdir, checkpoint or released weights")
 REPORT = flags.DEFINE_string("report", None, "JSON file for the results")
@@ -19,18 +20,19 @@ def main(values):
 
     if not CHECKPOINT.value:
         raise UserError("set --checkpoint to a workdir, a checkpoint or released weights")
+    report_file = output_file(REPORT.value) if REPORT.value else None
     options = values.to_dict()
     began = time.monotonic()
     model = load(CHECKPOINT.value, options.pop("dtype"))
     alpha = options.pop("wise_ft")
     if alpha != 1:
-        if not checkpoint.is_run(CHECKPOINT.value):
+        if checkpoint.newest_step(CHECKPOINT.value) is None:
             raise UserError(
                 "wise_ft goes from a run's start to its end: --checkpoint is no workdir"
             )
         _, start, _ = checkpoint.load_model(CHECKPOINT.value, initial=True)
         model = model.with_params(models.wise_ft(start, model.params, alpha))
-    results = evals.evaluate(model, **options)
+    results = evals.evaluate(model, flag="--config.data", **options)
     report = {
         "task": values.task,
         "checkpoint": CHECKPOINT.value,
@@ -38,12 +40,10 @@ def main(values):
         "seconds": round(time.monotonic() - began, 1),
         "config": json.loads(values.to_json_best_effort()),
     }
-    text = json.dumps(report, indent=2)
-    print(text)
-    if REPORT.value:
-        with os_errors(f"{REPORT.value} was not written"):
-            epath.Path(REPORT.value).write_text(text + "\n")
+    print(json.dumps(report, indent=2))
+    if report_file:
+        write_json(report_file, report)
 
 
 if __name__ == "__main__":
-    config.run(main)
+    config.run(main, example="configs/eval.py:zero_shot_classification")

@@ -6,9 +6,9 @@ import math
 import time
 
 import jax
-from etils import epath
 
 from samclip_jax.errors import os_errors
+from samclip_jax.paths import any_path, is_remote
 
 
 class MetricWriter:
@@ -20,9 +20,9 @@ class MetricWriter:
     """
 
     def __init__(self, workdir):
-        self._path = epath.Path(workdir) / "metrics.jsonl"
-        self._name = epath.Path(workdir).name
-        self._is_object = str(workdir).startswith("gs://")  # rewritten whole: it cannot grow
+        workdir = any_path(workdir)
+        self._path, self._name = workdir / "metrics.jsonl", workdir.name
+        self._is_object = is_remote(workdir)  # rewritten whole: it cannot grow
         self._file, self._lines = None, ""
         if jax.process_index() != 0:
             return
@@ -65,7 +65,7 @@ class MetricWriter:
 def write_json(path, value):
     """value as JSON; UserError where it cannot be written."""
     with os_errors(f"{path} was not written"):
-        epath.Path(path).write_text(json.dumps(value, indent=2) + "\n")
+        any_path(path).write_text(json.dumps(value, indent=2) + "\n")
 
 
 class Timer:

@@ -5,6 +5,7 @@ operating system's calls (data sets, released weights) must be local, which a bu
 gcsfuse is.
 """
 
+import importlib.util
 import os
 import pathlib
 import re
@@ -29,6 +30,8 @@ def any_path(text):  # str or path -> epath.Path
     if scheme := SCHEME.match(text):
         if not text.startswith("gs://"):
             raise UserError(f"{text}: {scheme[1]}: is not read here; give a local path or gs://.")
+        if not any(map(importlib.util.find_spec, ("gcsfs", "tensorflow"))):
+            raise UserError(f"{text}: to read a bucket, pip install gcsfs.")
         return epath.Path(text)
     return epath.Path(os.path.abspath(os.path.expanduser(text)))
 
@@ -51,6 +54,19 @@ def existing(text):  # str or path -> pathlib.Path
         exists = path.exists()
     if not exists:
         raise UserError(f"{path} does not exist; give the path where the data lie.")
+    return path
+
+
+def output_file(text):  # str or path -> epath.Path
+    """A file to be written when the work is done; its folder is made now, before the work.
+
+    UserError where that cannot be, and where a folder has this name.
+    """
+    path = any_path(text)
+    with os_errors(f"{path} was not written"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_dir():
+            raise UserError(f"{path} is a folder; give the name of a file in it.")
     return path
 
 

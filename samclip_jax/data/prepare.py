@@ -26,7 +26,6 @@ import inspect
 import json
 import multiprocessing
 import os
-import pathlib
 import shutil
 import threading
 
@@ -38,6 +37,7 @@ from samclip_jax.data.decode import line
 from samclip_jax.data.unit import Options, prepare_unit, write_whole
 from samclip_jax.data.worker import end_with
 from samclip_jax.errors import UserError, command, os_errors
+from samclip_jax.paths import local_path
 
 KINDS = raw.KINDS | evaluation_sets.KINDS
 KIND_OPTIONS = {
@@ -55,7 +55,7 @@ def prepare(kind_name, source, output, options, runner, **kind_options):
     runner(kind, options, output, left) prepares the units `left`: `run` or `run_beam`, their last
     argument given.
     """
-    output = pathlib.Path(output).expanduser()
+    output = local_path(output)
     given = inspect.signature(KINDS[kind_name]).bind(str(source), **kind_options)
     given.apply_defaults()
     about = {"kind": kind_name, **given.arguments, "options": dataclasses.asdict(options)}

@@ -15,6 +15,7 @@ from samclip_jax.errors import UserError, os_errors
 from samclip_jax.models.config import kind_of
 from samclip_jax.models.samclip import unit
 from samclip_jax.ops.resize import resize_images
+from samclip_jax.paths import any_path, is_remote
 from samclip_jax.tokenizer import Tokenizer
 
 WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
@@ -44,10 +45,11 @@ def load(path, dtype=jnp.float32):
 
 
 def _read(path):
-    local = Path(path)
+    local = any_path(path)
     with os_errors(f"{path} was not read"):
-        released = local.is_file() or (
-            local.is_dir()
+        released = not is_remote(local) and (
+            local.is_file()
+            or local.is_dir()
             and not (local / "model.json").exists()
             and any(file.suffix in WEIGHT_SUFFIXES for file in local.iterdir())
         )
