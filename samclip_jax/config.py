@@ -2,13 +2,17 @@
 
 import dataclasses
 import difflib
+import os
+import re
 import typing
 
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from samclip_jax.errors import UserError, command
+from samclip_jax import compilation
+from samclip_jax.errors import UserError, command, under
 
+HOME = os.path.expanduser("~")
 DTYPES = ("float32", "bfloat16")  # that models compute in
 
 
@@ -38,7 +42,7 @@ class MaskLossConfig:
     targets: str  # soft: the teacher's probabilities; binary: its masks at logit 0
 
     def __post_init__(self):
-        one_of("mask_loss.targets", self.targets, ("soft", "binary"))
+        one_of("targets", self.targets, ("soft", "binary"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +54,7 @@ class HeadConfig:
     pooling: str
 
     def __post_init__(self):
-        one_of("head.pooling", self.pooling, ("max", "mean"))
+        one_of("pooling", self.pooling, ("max", "mean"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,7 +99,7 @@ class TrainConfig:
 
 
 def one_of(name, value, known):
-    """UserError unless the value is one of those known."""
+    """UserError unless the value is one of those known. `build` puts the flag before the name."""
     if value not in known:
         raise UserError(f"{name} must be {' or '.join(known)}, got {value!r}")
 
@@ -110,7 +114,8 @@ def at_least_one(config, *names):
 def build(cls, values, where):
     """The dataclass `cls` from a mapping, nested ones and dicts of them included.
 
-    UserError on an unknown key, with the nearest known one, and on a missing one.
+    where: the flag that sets it, "--config.optimizer" say. UserError on an unknown key, with the
+    nearest known one, on a missing one, and on a value that `cls` refuses.
     """
     fields = {field.name: field for field in dataclasses.fields(cls)}
     kinds = typing.get_type_hints(cls)
@@ -123,7 +128,9 @@ def build(cls, values, where):
         defaults = (field.default, field.default_factory)
         if name not in values and all(value is dataclasses.MISSING for value in defaults):
             raise UserError(f"{where} lacks the key {name!r}")
-    return cls(**{key: _value(kinds[key], v, f"{where}.{key}") for key, v in values.items()})
+    values = {key: _value(kinds[key], v, f"{where}.{key}") for key, v in values.items()}
+    with under(f"{where}."):
+        return cls(**values)
 
 
 def _value(kind, value, where):
@@ -135,14 +142,16 @@ def _value(kind, value, where):
     return tuple(value) if isinstance(value, list) else value
 
 
-def run(main):
-    """Runs main(ConfigDict) with --config=FILE and its overrides; mistakes there are one line."""
+def run(main, example):
+    """Runs main(ConfigDict) with --config=FILE and its overrides; mistakes there are one line.
+
+    example: a FILE to name where none is given.
+    """
     flag = config_flags.DEFINE_config_file("config", None, "the experiment", lock_config=True)
-    flags.mark_flag_as_required("config")
 
     def parse(argv):
         try:
-            rest = flags.FLAGS(argv)
+            rest = flags.FLAGS([re.sub("^(--?config=)~", r"\1" + HOME, text) for text in argv])
         except flags.Error as error:
             raise UserError(_one_line(error)) from error
         except OSError as error:
@@ -151,6 +160,8 @@ def run(main):
             raise UserError(f"--config has no such key: {_one_line(error)}") from error
         if len(rest) > 1:
             raise UserError(f"unexpected argument {rest[1]!r}; options are --name=value")
+        if flag.value is None:
+            raise UserError(f"set --config to an experiment, --config={example} say")
         if not isinstance(flag.value, ConfigDict):
             reason = getattr(flag.value, "_error", "get_config() must return a ConfigDict")
             raise UserError(f"--config: {_one_line(reason)}")
@@ -159,6 +170,7 @@ def run(main):
     def quiet_main(argv):
         if not flags.FLAGS["verbosity"].present:
             logging.set_verbosity(logging.WARNING)  # Orbax tells every step at INFO
+        compilation.use_cache()
         main(flag.value)
 
     app.run(command(quiet_main), flags_parser=command(parse))

@@ -51,6 +51,15 @@ def os_errors(what):
         raise UserError(f"{what}: {os.strerror(code)}{REMEDIES.get(code, '')}") from error
 
 
+@contextlib.contextmanager
+def under(prefix):
+    """Puts `prefix`, a flag or a file, before the message of a UserError."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{prefix}{error}") from error
+
+
 def _program() -> str:
     """'main' for `python -m samclip_jax.main`, 'convert_weights' for the package's __main__."""
     spec = getattr(sys.modules["__main__"], "__spec__", None)

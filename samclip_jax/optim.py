@@ -23,13 +23,15 @@ def partition(params, lr_factors):
                 used.add(pattern)
                 break
         else:
-            raise UserError(f"lr_factors: no regex matches {name!r}; end with ('.*', None)")
+            raise UserError(
+                f"--config.lr_factors: no regex matches {name!r}; end with ('.*', None)"
+            )
     unused = [p for p, _ in lr_factors if p not in used and p != ".*"]
     if unused:
-        raise UserError(f"lr_factors: {unused[0]!r} matches no parameter of the model")
+        raise UserError(f"--config.lr_factors: {unused[0]!r} matches no parameter of the model")
     trainable = {name: leaf for name, leaf in params.items() if factors[name] is not None}
     if not trainable:
-        raise UserError("lr_factors freezes every parameter: nothing to train")
+        raise UserError("--config.lr_factors freezes every parameter: nothing to train")
     frozen = {name: leaf for name, leaf in params.items() if factors[name] is None}
     return trainable, frozen, {name: factors[name] for name in trainable}
 

@@ -39,14 +39,16 @@ def make_mesh(fsdp=1, batches=(), devices=None):
     together = math.gcd(len(devices), *batches)  # devices that have images of their own
     if together % fsdp:
         kept = "" if together == len(devices) else f"{together} groups that share images, of "
-        raise UserError(f"fsdp={fsdp} does not divide {kept}the {len(devices)} devices here")
+        raise UserError(
+            f"--config.fsdp={fsdp} does not divide {kept}the {len(devices)} devices here"
+        )
     shape = (together // fsdp, fsdp, len(devices) // together)
     slices = len({getattr(device, "slice_index", 0) for device in devices})
     if slices > 1:
         if shape[0] % slices:
             raise UserError(
                 f"{slices} slices need a data axis that they divide, it is {shape[0]}: raise the "
-                f"smallest batch, {min(batches, default=0)} images, or lower fsdp={fsdp}"
+                f"smallest batch, {min(batches, default=0)} images, or lower --config.fsdp={fsdp}"
             )
         inner = (shape[0] // slices, *shape[1:])
         grid = mesh_utils.create_hybrid_device_mesh(

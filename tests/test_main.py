@@ -15,10 +15,10 @@ STAGE1 = "--config=configs/stage1.py"
         ([STAGE1, "--config.terms.clip.wieght=1"], 'Did you mean "weight"'),
         ([STAGE1, "--config.optimizer.learning_rate=abc"], "could not convert string to float"),
         (["--config=configs/stage9.py"], "No such file"),
-        ([], "--config"),
+        ([], "--config=configs/stage2.py say"),
         ([STAGE1, "stage1"], "unexpected argument 'stage1'"),
         ([STAGE1], "set --workdir"),
-        ([STAGE1, "--workdir={tmp}/run"], "set path"),
+        ([STAGE1, "--workdir={tmp}/run"], "set --config.streams.clip.sources.main.path"),
     ],
 )
 def test_mistakes_are_one_sentence(arguments, sentence, environment, tmp_path):

@@ -101,7 +101,7 @@ class Schedule:
         self.sizes = {}
         numbers = config.batch_size, config.batch_multiple, config.base_resolution
         if min(*numbers, *config.resolutions) < 1:
-            raise UserError("batch sizes and resolutions of a stream must be 1 or more")
+            raise UserError("batch_size, batch_multiple and resolutions must be 1 or more")
         for resolution in config.resolutions:
             size = max(1, config.batch_size * config.base_resolution**2 // resolution**2)
             multiple = config.batch_multiple

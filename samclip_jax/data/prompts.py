@@ -34,9 +34,9 @@ class PromptConfig:
 
     def __post_init__(self):
         if self.per_image < 1:
-            raise UserError(f"prompts.per_image must be 1 or more, got {self.per_image}")
+            raise UserError(f"per_image must be 1 or more, got {self.per_image}")
         if min(self.odds) < 0 or not sum(self.odds):
-            raise UserError("prompts: give box, point or points odds above 0.")
+            raise UserError("box, point or points must have odds above 0.")
 
     @property
     def odds(self):

@@ -27,33 +27,47 @@ from samclip_jax.data.coco import Captions, CocoInstances, CocoPanoptic
 from samclip_jax.data.decode import open_image
 from samclip_jax.data.files import Files, ImageFolder
 from samclip_jax.data.shapes import ShapeObjects, ShapeScenes
-from samclip_jax.errors import UserError, os_errors
+from samclip_jax.errors import UserError, os_errors, under
 
 
-def make_source(name, weight=None, **options):
+def make_source(name, weight=None, flag=None, **options):
     """The source of that name; `options` are its constructor's, None where they are not given.
 
-    weight: how often an epoch of a stream has each of its records; 1 where it is None. UserError
-    says what is wrong.
+    weight: how often an epoch of a stream has each of its records; 1 where it is None. flag: what
+    sets these on the command line, "--config.data" say. UserError says what is wrong, and where.
     """
+    where = f"{flag}: " if flag else ""
     options = {option: value for option, value in options.items() if value is not None}
+    weight = 1 if weight is None else weight
+    with under(where):
+        require_known(name, weight, options)
+    parameters = inspect.signature(SOURCES[name]).parameters.values()
+    required = [each.name for each in parameters if each.default is inspect.Parameter.empty]
+    if missing := [option for option in required if option not in options]:
+        settings = " and ".join(f"{flag}.{option}" if flag else option for option in missing)
+        raise UserError(f"source {name!r} needs {' and '.join(missing)}: set {settings}.")
+    with under(where):
+        source = SOURCES[name](**options)
+    source.weight = weight
+    return source
+
+
+def make_sources(options, flag):  # {name: options of make_source} -> list of sources
+    """The sources of a stream; `flag` sets them all on the command line."""
+    return [make_source(flag=f"{flag}.{name}", **values) for name, values in options.items()]
+
+
+def require_known(name, weight, options):
+    """UserError unless there is a source of this name, with these options, and such a weight."""
     if name not in SOURCES:
         near = difflib.get_close_matches(str(name), SOURCES, n=1)
         guess = f"did you mean {near[0]!r}? " if near else ""
         raise UserError(f"no source {name!r}; {guess}There are: {', '.join(SOURCES)}.")
     signature = inspect.signature(SOURCES[name])
-    taken = signature.parameters
-    if unknown := [option for option in options if option not in taken]:
+    if unknown := [option for option in options if option not in signature.parameters]:
         raise UserError(f"source {name!r} takes {signature}, not {', '.join(unknown)}.")
-    required = [option for option in taken if taken[option].default is inspect.Parameter.empty]
-    if missing := [option for option in required if option not in options]:
-        raise UserError(f"source {name!r} takes {signature}; set {' and '.join(missing)}.")
-    weight = 1 if weight is None else weight
     if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 < weight <= 1000:
-        raise UserError(f"the weight of a source must be over 0 and at most 1000, got {weight!r}.")
-    source = SOURCES[name](**options)
-    source.weight = weight
-    return source
+        raise UserError(f"weight must be over 0 and at most 1000, got {weight!r}.")
 
 
 # Sources

@@ -7,6 +7,7 @@ imports jax where it finds it: seconds and a hundred megabytes a worker, to deco
 import functools
 import logging
 import os
+import signal
 import sys
 import threading
 import time
@@ -48,6 +49,8 @@ def end_with(parent):
 
 if __name__ == "__mp_main__":
     threading.Thread(target=end_with, args=(os.getppid(),), daemon=True).start()
+    for number in (signal.SIGTERM, signal.SIGINT):  # sent to all processes of a run: it ends them
+        signal.signal(number, signal.SIG_IGN)
     sys.meta_path.insert(0, WithoutJax)
     cv2.setNumThreads(1)  # a worker is one of many
     logging.disable(logging.WARNING)  # Grain's: no jax

@@ -28,16 +28,17 @@ EVALUATORS = {
 }
 
 
-def evaluate(model, task, data, **options):
+def evaluate(model, task, data, flag=None, **options):
     """{name: value} of one task. data: {"name": a source, its options}; options: the evaluator's.
 
-    UserError names an unknown task or option and the nearest known one.
+    flag: what sets `data` on the command line. UserError names an unknown task or option and the
+    nearest known one.
     """
     evaluator = EVALUATORS[_known(task, EVALUATORS, "evaluation task")]
     taken = list(inspect.signature(evaluator).parameters)[2:]
     for option in options:
         _known(option, taken, f"option of {task}")
-    results = evaluator(model, make_source(**data), **options)
+    results = evaluator(model, make_source(**data, flag=flag), **options)
     return {name: value if isinstance(value, int) else float(value) for name, value in results}
 
 

@@ -16,7 +16,7 @@ def refined_segmentation(
     refinement: fields of inference.refine.Refinement that differ from its defaults, the paper's.
     """
     model.require("samclip", what="refined_segmentation")
-    options = build(Refinement, refinement or {}, "refinement")
+    options = build(Refinement, refinement or {}, "--config.refinement")
     classes = class_names(source)
     text = model.class_embeddings(classes, templates)
     side = model.encoder.image_size

@@ -36,8 +36,8 @@ class ImageEncoderConfig:
         divides = (self.depth, self.groups), (self.width, self.heads), (self.image_size, self.patch)
         if any(a % b for a, b in divides) or self.depth < 2 * self.groups:
             raise UserError(
-                "image encoder: depth must divide by groups (at least two blocks a group), width "
-                f"by heads and image_size by patch, got {self}"
+                "depth must divide by groups (at least two blocks a group), width by heads and "
+                f"image_size by patch, got {self}"
             )
 
 

@@ -1,0 +1,56 @@
+"""Compilation: programs are kept on disk between runs, and a run says when it waits for one."""
+
+import contextlib
+import math
+import os
+import time
+from pathlib import Path
+
+import jax
+from absl import logging
+
+
+def use_cache():
+    """Compiled programs are kept in ~/.cache/samclip_jax/jax, for the next start or resume.
+
+    JAX_COMPILATION_CACHE_DIR names another folder, XDG_CACHE_HOME the one in place of ~/.cache;
+    JAX_ENABLE_COMPILATION_CACHE=false keeps none. The folder may be deleted at any time.
+    """
+    if jax.config.jax_compilation_cache_dir is None:
+        home = os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()
+        folder = Path(home) / "samclip_jax" / "jax"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            logging.warning("compiled programs are not kept: %s", error)
+            return
+        jax.config.update("jax_compilation_cache_dir", str(folder))
+    if (
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ
+    ):  # a start has many small ones
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+
+
+class Programs:
+    """Says when a training step meets shapes that it has to be compiled for.
+
+    resolutions: {stream: its resolutions, px}; every combination of them is a program.
+    """
+
+    def __init__(self, resolutions):
+        self.total, self.compiled = math.prod(map(len, resolutions.values())), set()
+
+    @contextlib.contextmanager
+    def calling(self, resolutions):
+        """Around a call of the step with batches of {stream: resolution}."""
+        shapes = tuple(resolutions.items())
+        if shapes in self.compiled or jax.process_index() != 0:
+            yield
+            return
+        self.compiled.add(shapes)
+        described = ", ".join(f"{stream} {side} px" for stream, side in shapes)
+        number = f"{len(self.compiled)} of {self.total} programs"
+        print(f"compiling {number}: {described}", flush=True)
+        began = time.monotonic()
+        yield
+        print(f"compiled {number} in {time.monotonic() - began:.1f} s", flush=True)
