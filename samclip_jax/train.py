@@ -6,27 +6,28 @@ the gradient of every term and makes one update from their weighted sum.
 """
 
 import collections
+import contextlib
 import dataclasses
 import functools
-import json
+import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from absl import logging
-from etils import epath
 
-from samclip_jax import checkpoint, evals, models, optim, sharding
+from samclip_jax import checkpoint, evals, interrupt, models, optim, resume, sharding
+from samclip_jax.compilation import Programs
 from samclip_jax.config import TrainConfig, build
 from samclip_jax.data import pipeline, sources
 from samclip_jax.data.decode import REASONS
-from samclip_jax.errors import UserError, os_errors
+from samclip_jax.errors import UserError, under
 from samclip_jax.inference.model import Model
 from samclip_jax.losses import cosine_distance, mask_distillation
 from samclip_jax.metrics import MetricWriter, Timer
 from samclip_jax.models.config import ClipHeadConfig, kind_of
 from samclip_jax.models.samclip import combine, same_texts
+from samclip_jax.paths import any_path
 from samclip_jax.tokenizer import Tokenizer
 
 # ---------------------------------------------------------------------------------------- terms
@@ -127,12 +128,12 @@ def begin(config, workdir):
 
 def require_fit(config, params, teachers):
     """UserError unless the student can learn from these teachers."""
-    for name, term in config.terms.items():
+    for term in config.terms.values():
         if term.loss == "clip" and not same_texts(params, teachers[term.teacher]):
             raise UserError(
-                f"terms.{name}: the text tower of teachers.{term.teacher} is not the student's, "
-                "whose images would be learnt for other texts; give the CLIP that the first stage "
-                "had, or start from a plain SAM"
+                f"--config.teachers.{term.teacher}: its text tower is not the student's, whose "
+                "images would be learnt for other texts; give the CLIP that the first stage had, "
+                "or start from a plain SAM"
             )
 
 
@@ -141,7 +142,7 @@ def require_cuts(config, streams, patch, mesh):
     sizes = batch_sizes(streams)
     for term in config.terms.values():
         for resolution, images in sizes[term.stream].items():
-            where = f"streams.{term.stream}: {resolution} px"
+            where = f"--config.streams.{term.stream}: {resolution} px"
             if resolution % patch:
                 raise UserError(f"{where} is no multiple of a patch, {patch} px")
             shared = sharding.Cut.of(mesh, images // term.micro_batches).shared
@@ -219,19 +220,23 @@ def read_streams(config):
     opened = {}
     for name in dict.fromkeys(term.stream for term in config.terms.values()):
         if name not in config.streams:
-            raise UserError(f"streams has no {name!r}; it has {', '.join(config.streams)}")
+            raise UserError(f"--config.streams has no {name!r}; it has {', '.join(config.streams)}")
         options = dict(config.streams[name])
         kind, workers, parts = (options.pop(key) for key in ("kind", "workers", "sources"))
         if kind not in STREAMS:
             known = ", ".join(STREAMS)
-            raise UserError(f"streams.{name}.kind must be one of {known}, got {kind!r}")
-        opened[name] = parts, build(STREAMS[kind], options, f"streams.{name}"), workers
+            raise UserError(f"--config.streams.{name}.kind must be one of {known}, got {kind!r}")
+        opened[name] = parts, build(STREAMS[kind], options, f"--config.streams.{name}"), workers
     return opened
 
 
 def batch_sizes(streams):
     """Images in every kind of batch: {stream: {resolution: images}}."""
-    return {name: pipeline.Schedule(stream, 0).sizes for name, (_, stream, _) in streams.items()}
+    sizes = {}
+    for name, (_, stream, _) in streams.items():
+        with under(f"--config.streams.{name}: "):
+            sizes[name] = pipeline.Schedule(stream, 0).sizes
+    return sizes
 
 
 def start_streams(opened, seed, positions, mesh):
@@ -248,11 +253,11 @@ def start_streams(opened, seed, positions, mesh):
 
 def read_config(values):
     """A ConfigDict -> TrainConfig; UserError for what is wrong in it by itself."""
-    config = build(TrainConfig, values.to_dict(), "config")
+    config = build(TrainConfig, values.to_dict(), "--config")
     for name, term in config.terms.items():
         if term.loss not in TERMS:
             known = ", ".join(TERMS)
-            raise UserError(f"terms.{name}.loss must be one of {known}, got {term.loss!r}")
+            raise UserError(f"--config.terms.{name}.loss must be one of {known}, got {term.loss!r}")
         if term.teacher not in config.teachers:
             raise UserError(
                 f"teachers has no {term.teacher!r}: set --config.teachers.{term.teacher}"
@@ -267,7 +272,7 @@ def lay_out(config, streams, devices=None):
         for resolution, images in sizes[term.stream].items():
             if images % term.micro_batches:
                 raise UserError(
-                    f"terms.{name}.micro_batches={term.micro_batches} does not divide the "
+                    f"--config.terms.{name}.micro_batches={term.micro_batches} does not divide the "
                     f"{images} images of a batch of streams.{term.stream} at {resolution} px"
                 )
             batches.append(images // term.micro_batches)
@@ -278,15 +283,18 @@ def train(values, workdir):
     """Runs the experiment `values`, a ConfigDict, in workdir; goes on with what has begun there.
 
     Returns the metrics of the last evaluation, {} without one. UserError for every mistake in the
-    config, and where a loss or its gradient is not finite: the message names the step.
+    config, and where a loss or its gradient is not finite: the message names the step. SIGTERM and
+    Ctrl-C save the step and end the process with code 143 or 130; the same command goes on.
     """
-    config, workdir = read_config(values), epath.Path(workdir)
+    config, workdir = read_config(values), any_path(workdir)
     opened = read_streams(config)
     mesh = lay_out(config, opened)
     opened = {
-        name: ([sources.make_source(**source) for source in parts.values()], *rest)
-        for name, (parts, *rest) in opened.items()
+        name: (sources.make_sources(parts, f"--config.streams.{name}.sources"), stream, workers)
+        for name, (parts, stream, workers) in opened.items()
     }
+    order = resume.data_order(config.seed, opened)
+    resume.require_same(workdir, config.steps, order)
     teachers, graphs = load_teachers(config, mesh)
     model_config, params, tokenizer = load_student(config, workdir, mesh)
     require_cuts(config, opened, model_config.sam.encoder.patch, mesh)
@@ -302,18 +310,26 @@ def train(values, workdir):
         workdir, config.checkpoint_every, config.checkpoints_kept
     )
     state = checkpoints.restore(jax.tree.map(abstract, state)) or state
-    note_config(values, workdir)
+    resume.write(workdir, values, order)
     first = int(state["step"])
-    if first:
+    if first == config.steps:
+        print(f"{workdir} has all of its {first} steps", flush=True)
+    elif first:
         print(f"{workdir} goes on after step {first} of {config.steps}", flush=True)
     if tokenizer is not None:
         tokenizer = Tokenizer(tokenizer, model_config.text.context_length)
     student = Model(model_config, {}, tokenizer, config.dtype)
     step_function = make_step(config, student.graph, graphs, optimizer, mesh)
     streams = start_streams(opened, config.seed, jax.device_get(state["positions"]), mesh)
+    programs = Programs({name: stream.resolutions for name, (_, stream, _) in opened.items()})
     writer, timer = MetricWriter(workdir), Timer()
     rejected, evaluated, metrics = collections.Counter(), {}, {}
-    try:
+    with contextlib.ExitStack() as stack:
+        interrupts = stack.enter_context(interrupt.interrupts())
+        stack.callback(writer.close)
+        stack.callback(checkpoints.close)
+        for stream in streams.values():
+            stack.callback(stream.close)
         for step in range(first + 1, config.steps + 1):
             last = step == config.steps
             with timer.waiting(metrics):
@@ -325,7 +341,8 @@ def train(values, workdir):
                 for name, batch in batches.items()
             }
             before = metrics
-            with jax.set_mesh(mesh):
+            sides = {name: batch["image"].shape[1] for name, batch in batches.items()}
+            with programs.calling(sides), jax.set_mesh(mesh):
                 state, metrics = step_function(state, frozen, teachers, batches)
             jax.block_until_ready(before)  # no more than two batches lie on the devices
             timer.step()
@@ -333,20 +350,23 @@ def train(values, workdir):
                 require_finite(state)
                 told = {"learning_rate": schedule(step - 1), **rejected, **timer.take()}
                 writer.write(step, jax.device_get(metrics | told), total=config.steps)
-            if last or checkpoints.due(step):
+            evaluating = not last and config.eval_every and step % config.eval_every == 0
+            stopped_by = interrupts.requested(step)
+            if last or evaluating or stopped_by or checkpoints.due(step):
                 require_finite(state)
-                checkpoints.save(step, state, force=last)
-            if not last and config.eval_every and step % config.eval_every == 0:
-                model = student.with_params({**state["params"], **frozen})
-                writer.write(step, evaluate(config, model), total=config.steps)
+                checkpoints.save(step, state, force=True)
+            if stopped_by:
+                checkpoints.wait()
+                print(f"{workdir} was stopped, and saved after step {step}", flush=True)
+                sys.exit(interrupt.EXIT_CODE + stopped_by)
+            if evaluating:
+                with interrupts.evaluating():
+                    model = student.with_params({**state["params"], **frozen})
+                    writer.write(step, evaluate(config, model), total=config.steps)
         if config.evals:
-            evaluated = evaluate(config, student.with_params({**state["params"], **frozen}))
-            writer.write(config.steps, evaluated, total=config.steps)
-    finally:
-        for stream in streams.values():
-            stream.close()
-        checkpoints.close()
-        writer.close()
+            with interrupts.evaluating():
+                evaluated = evaluate(config, student.with_params({**state["params"], **frozen}))
+                writer.write(config.steps, evaluated, total=config.steps)
     return evaluated
 
 
@@ -357,11 +377,11 @@ def counted(rejected):
 
 def evaluate(config, model):
     """{"name/metric": value} of the tasks in config.evals."""
-    return {
-        f"{name}/{metric}": value
-        for name, options in config.evals.items()
-        for metric, value in evals.evaluate(model, **options).items()
-    }
+    values = {}
+    for name, options in config.evals.items():
+        results = evals.evaluate(model, flag=f"--config.evals.{name}.data", **options)
+        values |= {f"{name}/{metric}": value for metric, value in results.items()}
+    return values
 
 
 def abstract(array):
@@ -376,18 +396,3 @@ def require_finite(state):
             "checkpoints are whole. Lower optimizer.learning_rate, or set dtype=float32 to find "
             "the cause"
         )
-
-
-def note_config(values, workdir):
-    """Keeps the run's config beside it; says what a resumed run changes."""
-    if jax.process_index() != 0:
-        return
-    path, new = workdir / "config.json", json.loads(values.to_json_best_effort())
-    with os_errors(f"{path} was not written"):
-        if path.exists():
-            old = json.loads(path.read_text())
-            if changed := [key for key in new if new[key] != old.get(key)]:
-                logging.warning("%s goes on with other values of: %s", workdir, ", ".join(changed))
-        part = workdir / "config.json.part"
-        part.write_text(json.dumps(new, indent=2))
-        part.replace(path)

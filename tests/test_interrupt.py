@@ -1,0 +1,117 @@
+"""interrupt.py and resume.py: a run that is told to stop saves, and goes on only as it began."""
+
+import contextlib
+import io
+import json
+import os
+import signal
+import socket
+import time
+
+import pytest
+from test_train import A_RUN, ONE_OF_TWO, experiment, teachers  # noqa: F401, a fixture
+
+from samclip_jax import checkpoint, train
+from samclip_jax.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def begun(teachers, tmp_path_factory):  # noqa: F811
+    """(config, workdir, what it printed) of a run of stage 1 with two steps."""
+    workdir = tmp_path_factory.mktemp("begun") / "run"
+    config = experiment(teachers, "stage1", teachers["sam"], steps=2)
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        train.train(config, workdir)
+    return config, workdir, printed.getvalue()
+
+
+def wait_for_a_step(workdir, process):
+    log = workdir / "metrics.jsonl"
+    while process.poll() is None and not (log.exists() and log.read_text()):
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize(
+    "number, code",
+    [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow)],
+)
+def test_a_signal_saves_the_step_and_has_a_code_of_its_own(
+    teachers,  # noqa: F811
+    tmp_path,
+    start_python,
+    number,
+    code,
+):
+    """To all processes of the run, its data workers included, as terminals and schedulers do."""
+    config = experiment(teachers, "stage1", teachers["sam"], steps=10_000)
+    config.log_every, config.checkpoint_every = 1, 10_000
+    config.streams.clip.workers = 1
+    arguments = config.to_json_best_effort(), tmp_path / "run"
+    process = start_python(A_RUN, *arguments, wrapper=("setsid",))
+    wait_for_a_step(tmp_path / "run", process)
+    os.killpg(process.pid, number)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == code and "Traceback" not in err, err
+    step = checkpoint.newest_step(tmp_path / "run")
+    assert step >= 1 and f"saved after step {step}" in out
+
+
+@pytest.mark.slow
+def test_a_signal_to_one_of_two_processes_saves_one_step_of_both(
+    teachers,  # noqa: F811
+    tmp_path,
+    start_python,
+):
+    config = experiment(teachers, "stage1", teachers["sam"], steps=10_000)
+    config.log_every, config.checkpoint_every = 1, 10_000
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    arguments = config.to_json_best_effort(), tmp_path / "run"
+    processes = [start_python(ONE_OF_TWO, address, i, *arguments) for i in range(2)]
+    wait_for_a_step(tmp_path / "run", processes[0])
+    processes[1].send_signal(signal.SIGTERM)
+    outputs = [process.communicate(timeout=120) for process in processes]
+    assert [process.returncode for process in processes] == [143, 143], outputs
+    assert f"saved after step {checkpoint.newest_step(tmp_path / 'run')}" in outputs[0][0]
+
+
+@pytest.mark.parametrize(
+    "changes, sentence",
+    [
+        ({"steps": 1}, "has 2 steps already, more than --config.steps=1"),
+        ({"seed": 1}, "other values of --config.seed;"),
+        (
+            {"streams.clip.batch_size": 16},
+            r"--config.streams.clip \(batches of 8 images of 24 px then, now 16 images of 24 px\)",
+        ),
+        ({"streams.clip.resolutions": (12,)}, "8 images of 24 px then, now 32 images of 12 px"),
+        ({"streams.clip.sources.main.size": 99}, r"clip.sources \(records: 200000 then, now 99"),
+        ({"streams.clip.sources.main.weight": 0.5}, "clip.sources .* or their weights"),
+    ],
+)
+def test_what_would_repeat_or_skip_examples_is_refused(begun, changes, sentence):
+    config, workdir, _ = begun
+    config = config.copy_and_resolve_references()
+    config.update_from_flattened_dict({"steps": 4} | changes)
+    before = (workdir / "config.json").read_text()
+    with pytest.raises(UserError, match=sentence):
+        train.train(config, workdir)
+    assert checkpoint.newest_step(workdir) == 2
+    assert (workdir / "config.json").read_text() == before
+
+
+def test_a_run_with_all_its_steps_says_so(begun, capsys):
+    """Also one that an earlier version began, which kept no data.json."""
+    config, workdir, _ = begun
+    (workdir / "data.json").rename(workdir.parent / "data.json")
+    train.train(config, workdir)
+    assert "has all of its 2 steps" in capsys.readouterr().out
+    order = json.loads((workdir / "data.json").read_text())
+    assert order == json.loads((workdir.parent / "data.json").read_text())
+
+
+def test_the_wait_for_a_program_is_announced_once(begun):
+    lines = [line for line in begun[2].splitlines() if line.startswith("compil")]
+    assert lines[0] == "compiling 1 of 1 programs: clip 24 px"
+    assert lines[1].startswith("compiled 1 of 1 programs in ") and len(lines) == 2
