@@ -12,7 +12,7 @@ setup(
     version="0.1.0",
     description="SAM-CLIP in JAX: two vision foundation models merged into one by distillation",
     license="Apache-2.0",
-    packages=find_packages(include=["samclip_jax*", "configs*", "tools*", "benchmarks*"]),
+    packages=find_packages(include=["samclip_jax", "samclip_jax.*"]),  # the rest is the checkout's
     package_data={
         "samclip_jax": [
             "data/*.json",

@@ -15,12 +15,12 @@ import sys
 
 from benchmarks.process import measured
 from samclip_jax import models
+from samclip_jax.convert.export import released, write_safetensors, write_torch
+from samclip_jax.convert.rules import OPEN_CLIP, SEGMENT_ANYTHING
 from samclip_jax.errors import command
 from samclip_jax.metrics import write_json
 from samclip_jax.models.config import ClipConfig, SamConfig
 from samclip_jax.paths import existing, local_path, output_file
-from tools.convert_weights.export import released, write_safetensors, write_torch
-from tools.convert_weights.rules import OPEN_CLIP, SEGMENT_ANYTHING
 
 BATCHES = [
     "--config.streams.clip.batch_size=8",
@@ -89,7 +89,7 @@ def main():
         clip: [work / "released" / "clip", clip, "--tokenizer", given.tokenizer],
     }.items():
         if not place.exists():
-            report[f"import {place.name}"] = run("tools.convert_weights", "import", *arguments)
+            report[f"import {place.name}"] = run("samclip_jax.convert", "import", *arguments)
 
     photographs = f"--config.streams.clip.sources.main.path={coco / 'images'}"
     steps = [f"--config.steps={given.steps}", *BATCHES, photographs]

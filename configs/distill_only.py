@@ -8,13 +8,13 @@ It forgets SAM; no interpolation with SAM's weights (Wise-FT: the evaluations' `
 more than 60 % on ImageNet and more than 35 AP on COCO (appendix D). Not run on the real data.
 """
 
-from configs import common
+from samclip_jax import recipe
 
 
 def get_config():
-    config = common.base()
-    config.terms.clip = common.clip_term()
+    config = recipe.base()
+    config.terms.clip = recipe.clip_term()
     config.lr_factors = (("clip_head|encoder", 1.0), (".*", None))
     config.optimizer.learning_rate = 4e-5
-    config.steps = config.optimizer.schedule_steps = common.steps(epochs=20)  # appendix D
+    config.steps = config.optimizer.schedule_steps = recipe.steps(epochs=20)  # appendix D
     return config

@@ -12,9 +12,9 @@ import dataclasses
 
 from ml_collections import ConfigDict
 
-from configs.common import anything, source
 from samclip_jax.errors import UserError
 from samclip_jax.inference.refine import Refinement
+from samclip_jax.recipe import anything, source
 
 TASKS = {
     "zero_shot_classification": dict(

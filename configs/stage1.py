@@ -10,13 +10,13 @@ v5e-64, with 0.5 GB a chip.
 Expected (paper): no figure is given after this stage. Not run on the real data.
 """
 
-from configs import common
+from samclip_jax import recipe
 
 
 def get_config():
-    config = common.base()
-    config.terms.clip = common.clip_term()
+    config = recipe.base()
+    config.terms.clip = recipe.clip_term()
     config.lr_factors = (("clip_head", 1.0), (".*", None))  # None: frozen
     config.optimizer.learning_rate = 8e-4  # appendix A
-    config.steps = config.optimizer.schedule_steps = common.steps(epochs=20)  # appendix A
+    config.steps = config.optimizer.schedule_steps = recipe.steps(epochs=20)  # appendix A
     return config

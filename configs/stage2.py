@@ -12,16 +12,16 @@ Expected (paper, table 1): ImageNet zero-shot 71.7 at 224 px, COCO mask AP 40.9 
 Not run on the real data.
 """
 
-from configs import common
+from samclip_jax import recipe
 
 
 def get_config():
-    config = common.base()
-    config.terms.clip = common.clip_term()
-    config.terms.sam, config.streams.sam = common.sam_term()
+    config = recipe.base()
+    config.terms.clip = recipe.clip_term()
+    config.terms.sam, config.streams.sam = recipe.sam_term()
     # 10 times smaller for what SAM already knows (4.1); prompt encoder and text tower are frozen
     config.lr_factors = (("clip_head", 1.0), ("encoder|mask_decoder", 0.1), (".*", None))
     config.optimizer.learning_rate = 4e-5  # appendix A
-    config.optimizer.schedule_steps = common.steps(epochs=20)
-    config.steps = common.steps(epochs=16)  # stopped there: COCO AP began to fall (appendix A)
+    config.optimizer.schedule_steps = recipe.steps(epochs=20)
+    config.steps = recipe.steps(epochs=16)  # stopped there: COCO AP began to fall (appendix A)
     return config

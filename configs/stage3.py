@@ -10,11 +10,14 @@ v5e-64, with 0.5 GB a chip.
 Expected (paper, table 5): both heads together 66.0 mIoU on Pascal VOC. Not run on the real data.
 """
 
-from configs import common, stage1
+from samclip_jax import recipe
 
 
 def get_config():
-    config = stage1.get_config()  # "same as the first stage" (appendix A)
+    config = recipe.base()
+    config.terms.clip = recipe.clip_term()
+    config.lr_factors = (("clip_head", 1.0), (".*", None))  # None: frozen
+    config.optimizer.learning_rate = 8e-4  # "same as the first stage" (appendix A)
     config.streams.clip.resolutions = (224, 448, 1024)  # appendix A
-    config.steps = config.optimizer.schedule_steps = common.steps(epochs=3, resolutions=3)
+    config.steps = config.optimizer.schedule_steps = recipe.steps(epochs=3, resolutions=3)
     return config

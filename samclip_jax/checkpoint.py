@@ -313,7 +313,7 @@ def _not_a_checkpoint(directory):
     if not directory.is_dir():
         return (
             f"{directory} is a file, not a checkpoint directory; released weights become one by "
-            f"python -m tools.convert_weights import {directory} OUTPUT"
+            f"python -m samclip_jax.convert import {directory} OUTPUT"
         )
     found = sorted(entry.name for entry in directory.iterdir())
     listed = ", ".join(found[:5]) + (f" and {len(found) - 5} more" if len(found) > 5 else "")

@@ -72,7 +72,7 @@ class OptimizerConfig:
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
-    """Everything a run depends on; configs/common.py says what each value is and where from."""
+    """Everything a run depends on; recipe.py says what each value is and where from."""
 
     init: str
     teachers: dict[str, str]

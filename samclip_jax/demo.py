@@ -20,8 +20,7 @@ from pathlib import Path
 import jax
 from absl import app, flags, logging
 
-from configs import demo as demo_config
-from samclip_jax import checkpoint, compilation, errors, evals, models, train
+from samclip_jax import checkpoint, compilation, demo_stages, errors, evals, models, train
 from samclip_jax.data.shapes import TEMPLATES
 from samclip_jax.data.sources import make_source
 from samclip_jax.data.worker import end_with
@@ -60,7 +59,7 @@ def run(workdir, seed=0):
     report["seconds"] = round(time.monotonic() - began, 1)
     write_json(workdir / "report.json", report)
     model, scenes = load(workdir / "stage3"), make_source(**DATA["scenes"])
-    write_html(workdir / "report.html", report, model, scenes, demo_config.REFINEMENT)
+    write_html(workdir / "report.html", report, model, scenes, demo_stages.REFINEMENT)
     return report
 
 
@@ -82,7 +81,7 @@ def merged(workdir, configs, data):
         train.train(configs[stage], workdir / stage)
     model = load(workdir / "stage3")
     report = {"stage2": measure(load(workdir / "stage2"), data), "samclip": measure(model, data)}
-    for prefix, refinement in (("", demo_config.REFINEMENT), ("paper_", {})):
+    for prefix, refinement in (("", demo_stages.REFINEMENT), ("paper_", {})):
         both = evals.evaluate(
             model,
             "refined_segmentation",
@@ -140,14 +139,14 @@ def import_teachers(workdir):
     for kind, source in TEACHERS.items():
         made = workdir / "teachers" / kind
         if not (made / "model.json").exists():
-            command = ["tools.convert_weights", "import", source, made]
+            command = ["samclip_jax.convert", "import", source, made]
             if subprocess.run([sys.executable, "-m", *command], check=False).returncode:
                 raise errors.UserError(f"the {kind} teacher could not be imported, see above")
 
 
 def stage_config(stage, workdir, seed):
     """The config of a stage in workdir. UserError where the stage was begun with another one."""
-    values = demo_config.get_config(stage)
+    values = demo_stages.get_config(stage)
     values.init = str(workdir / INIT[stage])
     values.teachers.sam, values.teachers.clip = (
         str(workdir / "teachers" / kind) for kind in ("sam", "clip")

@@ -28,7 +28,7 @@ def command(main):
         try:
             return main(*args, **kwargs)
         except UserError as error:
-            sys.exit(f"{_program()}: {error}")
+            sys.exit(f"{program()}: {error}")
 
     return wrapped
 
@@ -60,8 +60,8 @@ def under(prefix):
         raise UserError(f"{prefix}{error}") from error
 
 
-def _program() -> str:
-    """'main' for `python -m samclip_jax.main`, 'convert_weights' for the package's __main__."""
+def program() -> str:
+    """'main' for `python -m samclip_jax.main`, 'convert' for the package samclip_jax.convert."""
     spec = getattr(sys.modules["__main__"], "__spec__", None)
     if spec is None:  # run as a file, or from an interactive session
         return Path(sys.argv[0]).stem or "python"

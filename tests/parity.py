@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from samclip_jax import models
+from samclip_jax.convert.rules import LAYOUTS
 from samclip_jax.models.config import from_dict
-from tools.convert_weights.rules import LAYOUTS
 
 MODULE = 1e-5  # float32, one module
 END_TO_END = 1e-4  # float32

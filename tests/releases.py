@@ -7,6 +7,8 @@ import numpy as np
 import tokenizers
 
 from samclip_jax import models
+from samclip_jax.convert import export, rules
+from samclip_jax.convert.__main__ import main
 from samclip_jax.models.config import (
     ClipConfig,
     ClipTextConfig,
@@ -15,8 +17,6 @@ from samclip_jax.models.config import (
     MaskDecoderConfig,
     SamConfig,
 )
-from tools.convert_weights import export, rules
-from tools.convert_weights.__main__ import main
 
 SAM = SamConfig(
     ImageEncoderConfig(

@@ -320,7 +320,7 @@ def test_what_is_no_checkpoint_is_named_with_what_was_found(tmp_path, run):
         "absent": "there is no checkpoint at .*absent: no such directory",
         "empty": "has no model.json, it is empty",
         "huggingface": "has no model.json, it holds config.json, model.safetensors",
-        "sam_vit_b.pth": "is a file.*tools.convert_weights import .*sam_vit_b.pth OUTPUT",
+        "sam_vit_b.pth": "is a file.*samclip_jax.convert import .*sam_vit_b.pth OUTPUT",
         "run/checkpoints/20": "is one step of a run; give the run, .*/run$",
     }.items():
         with pytest.raises(UserError, match=message):

@@ -8,7 +8,7 @@ import pytest
 from parity import BFLOAT16, MODULE, assert_close, call, golden
 
 from samclip_jax import models
-from tools.convert_weights import rules
+from samclip_jax.convert import rules
 
 NORM_AND_MLP = rules.rules(
     ("clip_head/norm", rules.NORM, "norm"),

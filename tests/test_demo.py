@@ -6,8 +6,7 @@ import time
 
 import pytest
 
-from configs import demo as demo_config
-from samclip_jax import demo
+from samclip_jax import demo, demo_stages
 from samclip_jax.data.prompts import PromptConfig
 from samclip_jax.errors import UserError
 from samclip_jax.report import claims
@@ -27,7 +26,7 @@ PROMISED = {
 
 @pytest.mark.slow
 def test_the_demo_writes_its_report_and_does_nothing_twice(monkeypatch, tmp_path, capfd):
-    monkeypatch.setattr(demo_config, "STEPS", dict.fromkeys(demo.INIT, 2))
+    monkeypatch.setattr(demo_stages, "STEPS", dict.fromkeys(demo.INIT, 2))
     for data in demo.DATA:
         monkeypatch.setitem(demo.DATA, data, demo.DATA[data] | {"size": 8})
     demo.run(tmp_path, seed=0)

@@ -96,7 +96,7 @@ def test_every_id_is_that_of_open_clip():
     with torchvision_absent():
         import open_clip.tokenizer
 
-    from tools.convert_weights.tokenizer import tokenizer_json
+    from samclip_jax.convert.tokenizer import tokenizer_json
 
     json_text = tokenizer_json(None, open_clip.tokenizer.default_bpe(), 49408)
     for length in 77, 32:

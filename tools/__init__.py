@@ -1,1 +1,1 @@
-"""Command lines beside the package: weight conversion and the demo's teachers."""
+"""Command lines of the checkout: weight conversion and the making of the demo's teachers."""

@@ -55,7 +55,7 @@ def _read(path):
         )
     if not released:
         return checkpoint.load_model(path)
-    from tools.convert_weights import import_weights  # only here: not needed for own checkpoints
+    from samclip_jax.convert import import_weights  # only here: not needed for own checkpoints
 
     config, params, tokenizer, _ = import_weights(local)
     return config, {k: v.astype(np.float32, copy=False) for k, v in params.items()}, tokenizer

@@ -1,5 +1,1 @@
-"""Released SAM and CLIP weights to samclip_jax checkpoints, and merged models back."""
-
-from tools.convert_weights.apply import import_weights
-
-__all__ = ["import_weights"]
+"""The command that converts weights, under its name in a checkout: see samclip_jax.convert."""

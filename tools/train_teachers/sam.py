@@ -5,12 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from samclip_jax.convert.export import released, write_torch
+from samclip_jax.convert.rules import SEGMENT_ANYTHING
 from samclip_jax.data import shapes
 from samclip_jax.models.config import ImageEncoderConfig, MaskDecoderConfig, SamConfig
 from samclip_jax.models.prompt_encoder import ABSENT, FOREGROUND, NOT_A_POINT
 from samclip_jax.ops.resize import resize_maps
-from tools.convert_weights.export import released, write_torch
-from tools.convert_weights.rules import SEGMENT_ANYTHING
 
 IMAGE_SIZE = 96
 SAM = SamConfig(

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from releases import WORDS, save_clip, vocabulary
 
+from samclip_jax.convert import import_weights
+from samclip_jax.convert.tokenizer import tokenizer_json
 from samclip_jax.errors import UserError
 from samclip_jax.tokenizer import Tokenizer
-from tools.convert_weights import import_weights
-from tools.convert_weights.tokenizer import tokenizer_json
 
 
 def test_a_clip_without_its_tokenizer_is_told_where_to_put_one(tmp_path):

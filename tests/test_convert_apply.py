@@ -25,10 +25,10 @@ from releases import (
 
 from benchmarks.process import measured
 from samclip_jax import checkpoint, models
+from samclip_jax.convert import export, import_weights, rules
 from samclip_jax.errors import UserError
 from samclip_jax.inference.model import load
 from samclip_jax.models.config import ClipConfig, SamConfig
-from tools.convert_weights import export, import_weights, rules
 
 
 def test_half_precision_and_shards_become_the_same_float32(tmp_path):
@@ -165,7 +165,7 @@ def test_an_error_writes_nothing_and_exits_with_one(tmp_path):
 
 WITHOUT_PERMISSION = """
 import os, sys
-from tools.convert_weights.__main__ import main
+from samclip_jax.convert.__main__ import main
 
 _, source, forbidden, allowed = sys.argv
 main(["import", source, allowed])  # loads what is loaded on first use, which only root may
@@ -205,5 +205,5 @@ def test_memory_is_at_most_2_2_times_the_file(name, tmp_path):
         more_words = [f"<{i}>" for i in range(ClipConfig().text.vocab_size - len(WORDS))]
         (tmp_path / "words.json").write_text(vocabulary([*more_words, *WORDS]))
         more = ["--tokenizer", tmp_path / "words.json"]
-    arguments = [sys.executable, "-m", "tools.convert_weights", "import", path, tmp_path / "made"]
+    arguments = [sys.executable, "-m", "samclip_jax.convert", "import", path, tmp_path / "made"]
     assert measured([*arguments, *more])["peak_gb"] < 2.2e-9 * path.stat().st_size

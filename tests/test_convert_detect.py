@@ -17,6 +17,8 @@ from releases import (
     vocabulary,
 )
 
+from samclip_jax.convert import export, import_weights, rules
+from samclip_jax.convert.detect import detect, size_name
 from samclip_jax.errors import UserError
 from samclip_jax.models.config import (
     ClipConfig,
@@ -26,8 +28,6 @@ from samclip_jax.models.config import (
     SamConfig,
     kind_of,
 )
-from tools.convert_weights import export, import_weights, rules
-from tools.convert_weights.detect import detect, size_name
 
 CLIP_MODEL_JSON = {
     "config.json": {

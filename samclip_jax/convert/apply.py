@@ -7,11 +7,11 @@ import numpy as np
 from tqdm import tqdm
 
 from samclip_jax import models
+from samclip_jax.convert import readers
+from samclip_jax.convert.detect import detect, size_name
+from samclip_jax.convert.rules import LAYOUTS
+from samclip_jax.convert.tokenizer import tokenizer_json
 from samclip_jax.errors import UserError
-from tools.convert_weights import readers
-from tools.convert_weights.detect import detect, size_name
-from tools.convert_weights.rules import LAYOUTS
-from tools.convert_weights.tokenizer import tokenizer_json
 
 HALVES = ("float16", "bfloat16")
 FLOATS = ("float64", "float32", *HALVES)

@@ -2,6 +2,8 @@
 
 import math
 
+from samclip_jax.convert.readers import read_json
+from samclip_jax.convert.rules import CLIP_MODEL, SAM_MODEL
 from samclip_jax.errors import UserError
 from samclip_jax.models.config import (
     OPENAI_MEAN,
@@ -14,8 +16,6 @@ from samclip_jax.models.config import (
     SamConfig,
     kind_of,
 )
-from tools.convert_weights.readers import read_json
-from tools.convert_weights.rules import CLIP_MODEL, SAM_MODEL
 
 SAM_SIZES = {(768, 12): "B", (1024, 24): "L", (1280, 32): "H"}
 CLIP_SIZES = {

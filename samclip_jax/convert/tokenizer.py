@@ -6,9 +6,9 @@ from pathlib import Path
 import tokenizers
 from tokenizers import Regex, models, normalizers, pre_tokenizers
 
+from samclip_jax.convert.readers import read_json
 from samclip_jax.errors import UserError
 from samclip_jax.tokenizer import ENDS, STARTS, Tokenizer
-from tools.convert_weights.readers import read_json
 
 WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"  # clip.simple_tokenizer
 OPENAI_FILE = "bpe_simple_vocab_16e6.txt.gz"

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from releases import CLIP, SAM, random_params
 
-from tools.convert_weights import rules
+from samclip_jax.convert import rules
 
 
 @pytest.mark.parametrize("layout", rules.LAYOUTS, ids=lambda layout: layout.title)

@@ -11,8 +11,8 @@ import numpy as np
 from tqdm import tqdm
 
 from samclip_jax import checkpoint
+from samclip_jax.convert.rules import SAM_MODEL, SEGMENT_ANYTHING
 from samclip_jax.errors import UserError, os_errors
-from tools.convert_weights.rules import SAM_MODEL, SEGMENT_ANYTHING
 
 KINDS = ("sam", "samclip")
 

@@ -19,8 +19,8 @@ from releases import (
 )
 
 from samclip_jax import checkpoint, models
+from samclip_jax.convert import export, import_weights, readers, rules
 from samclip_jax.models.config import ClipHeadConfig, SamClipConfig
-from tools.convert_weights import export, import_weights, readers, rules
 
 
 @pytest.mark.parametrize("layout", ["segment_anything", "huggingface"])

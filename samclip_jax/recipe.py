@@ -1,4 +1,6 @@
-"""What the three stages share. Values without a source are our choice: the paper is silent there.
+"""The recipe of the paper, for config files to build on: what its three stages share.
+
+Values without a source are our choice: the paper is silent there.
 
 "CVNets" is apple/ml-cvnets examples/range_augment/clip/clip_vit_base.yaml, the recipe of the code
 base that the paper used.

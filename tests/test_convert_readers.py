@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
+from samclip_jax.convert import readers
 from samclip_jax.errors import UserError
-from tools.convert_weights import readers
 
 TYPES = {
     "DoubleStorage": np.float64,
