@@ -6,7 +6,7 @@ import time
 from absl import flags
 
 from samclip_jax import config
-from samclip_jax.errors import UserError
+from samclip_jax.errors import UserError, under
 from samclip_jax.metrics import write_json
 from samclip_jax.paths import output_file
 
@@ -21,9 +21,11 @@ def main(values):
     if not CHECKPOINT.value:
         raise UserError("set --checkpoint to a workdir, a checkpoint or released weights")
     report_file = output_file(REPORT.value) if REPORT.value else None
+    config.one_of("--config.dtype", values.dtype, config.DTYPES)
     options = values.to_dict()
     began = time.monotonic()
-    model = load(CHECKPOINT.value, options.pop("dtype"))
+    with under("--checkpoint: "):
+        model = load(CHECKPOINT.value, options.pop("dtype"))
     alpha = options.pop("wise_ft")
     if alpha != 1:
         if checkpoint.newest_step(CHECKPOINT.value) is None:

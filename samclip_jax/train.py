@@ -85,7 +85,8 @@ def load_teachers(config, mesh):
                 f"set --config.teachers.{term.teacher} to a converted {kind} checkpoint"
             )
         kinds = TEACHER_KINDS[term.loss]
-        model_config, loaded, _ = checkpoint.load_model(path, kinds, place)
+        with under(f"--config.teachers.{term.teacher}: "):
+            model_config, loaded, _ = checkpoint.load_model(path, kinds, place)
         params[term.teacher] = at_rest(loaded, config.dtype)
         graphs[term.teacher] = models.split(models.abstract(model_config))[0]
     return params, graphs
@@ -112,7 +113,8 @@ def begin(config, workdir):
     """Makes workdir the checkpoint of the model that a new run starts from."""
     if not config.init:
         raise UserError("set --config.init to the checkpoint that training starts from")
-    model_config, params, tokenizer = checkpoint.load_model(config.init, ("sam", "samclip"))
+    with under("--config.init: "):
+        model_config, params, tokenizer = checkpoint.load_model(config.init, ("sam", "samclip"))
     if kind_of(model_config) == "sam":
         clip = next((t.teacher for t in config.terms.values() if t.loss == "clip"), None)
         if clip is None or kind_of(checkpoint.load_config(config.teachers[clip])) != "clip":

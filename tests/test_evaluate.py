@@ -52,9 +52,13 @@ def test_a_report_holds_the_results_and_what_was_run(evaluate, tmp_path):
         ("box_mask", (), "name a task"),
         ("box_masks", ("--config.thresold=1",), 'Did you mean "threshold"'),
         ("box_masks", ("--config.data.name=cocoo_instances",), "did you mean 'coco_instances'"),
-        ("box_masks", ("--checkpoint=absent",), "no checkpoint at"),
+        ("box_masks", ("--checkpoint=absent",), "--checkpoint: there is no checkpoint at"),
         ("box_masks", SCENES, "this is a CLIP checkpoint"),
-        ("zero_shot_segmentation", (*SCENES, "--config.dtype=float31"), "dtype"),
+        (
+            "zero_shot_segmentation",
+            (*SCENES, "--config.dtype=float31"),
+            "evaluate: --config.dtype must be",
+        ),
     ],
 )
 def test_mistakes_are_one_sentence(evaluate, task, arguments, sentence):

@@ -304,7 +304,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(teachers, tm
     [
         ("learning_rte", 1.0, "config has no key 'learning_rte'"),
         ("init", "", "config.init"),
-        ("init", "nowhere", "no checkpoint at"),
+        ("init", "nowhere", "^--config.init: there is no checkpoint at"),
         ("teachers", {"clip": ""}, "config.teachers.clip"),
         ("lr_factors", (("clip_haed", 1.0), (".*", None)), "matches no parameter"),
         ("streams", {}, "streams has no 'clip'"),
