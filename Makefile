@@ -14,13 +14,16 @@ export PYTEST_DEBUG_TEMPROOT := $(XDG_CACHE_HOME)
 export RUSTUP_HOME := $(XDG_CACHE_HOME)/rustup
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
+# A file's tests share its fixtures, so that one process runs them all. Each takes 2 GB.
+export PARALLEL := -n auto --maxprocesses=4 --dist=loadfile
+
 .PHONY: demo test lint
 
 demo: $(VENV)/ready
 	$(VENV)/bin/python -m samclip_jax.demo --workdir=runs/demo
 
 test: $(VENV)/ready
-	JAX_PLATFORMS=cpu $(VENV)/bin/python -m pytest -q -n 2 -m "not slow and not oracle"
+	JAX_PLATFORMS=cpu $(VENV)/bin/python -m pytest -q $(PARALLEL) -m "not slow and not oracle"
 
 lint: $(VENV)/ready
 	$(VENV)/bin/ruff check .

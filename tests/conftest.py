@@ -9,6 +9,7 @@ import pytest
 
 # Tests compile for longer than they run. Read when jax starts, here and in the tests' processes.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
 ROOT = pathlib.Path(__file__).parents[1]
 
