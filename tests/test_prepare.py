@@ -140,7 +140,7 @@ def test_a_decompression_bomb_is_a_reject(tmp_path, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
     files = {"bomb.jpg": photograph(0), "fine.jpg": photograph(1, size=(33, 33))}
     tar(tmp_path / "a.tar", files)
-    from samclip_jax.data.raw import Tars
+    from samclip_jax.data.tars import Tars
     from samclip_jax.data.unit import make_record
 
     bomb, _ = Tars(tmp_path / "a.tar").read(tmp_path / "a.tar", [], bool)

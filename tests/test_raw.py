@@ -7,20 +7,20 @@ import numpy as np
 import pytest
 from test_prepare import photograph, run, sa1b, tar
 
-from samclip_jax.data import raw
+from samclip_jax.data import tars
 from samclip_jax.data.sources import make_source
 from samclip_jax.data.unit import Options
 
 
 def test_what_a_fraction_leaves_out_is_not_read(tmp_path, monkeypatch):
-    path, read, original = sa1b(tmp_path) / "sa_000000.tar", [], raw._bytes
+    path, read, original = sa1b(tmp_path) / "sa_000000.tar", [], tars._bytes
 
     def noted(tar, member):
         read.append(member.name)
         return original(tar, member)
 
-    monkeypatch.setattr(raw, "_bytes", noted)
-    (found,) = raw.Sa1bTars(tmp_path).read(path, [], lambda key: key == "sa_3.jpg")
+    monkeypatch.setattr(tars, "_bytes", noted)
+    (found,) = tars.Sa1bTars(tmp_path).read(path, [], lambda key: key == "sa_3.jpg")
     assert found.key == "sa_3.jpg" and read == ["sa_3.jpg", "sa_3.json"]
 
 

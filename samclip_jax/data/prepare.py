@@ -32,14 +32,14 @@ import threading
 import numpy as np
 import tqdm
 
-from samclip_jax.data import evaluation_sets, raw, records
+from samclip_jax.data import evaluation_sets, raw, records, tars
 from samclip_jax.data.decode import line
 from samclip_jax.data.unit import Options, prepare_unit, write_whole
 from samclip_jax.data.worker import end_with
 from samclip_jax.errors import UserError, command, os_errors
 from samclip_jax.paths import local_path
 
-KINDS = raw.KINDS | evaluation_sets.KINDS
+KINDS = tars.KINDS | raw.KINDS | evaluation_sets.KINDS
 KIND_OPTIONS = {
     "images": "the folder of the image files",
     "maps": "the folder of the label maps",
