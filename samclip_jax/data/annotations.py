@@ -118,5 +118,5 @@ def checked():
     """What json that is not as it should be raises becomes BadRecord."""
     try:
         yield
-    except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
+    except (ValueError, KeyError, IndexError, TypeError) as error:
         raise BadRecord("bad_annotation", line(error)) from None

@@ -9,8 +9,10 @@ import numpy as np
 import simplejpeg
 from PIL import ExifTags, Image
 
+from samclip_jax.data.storage import retried
+
 REASONS = (
-    "unreadable",  # the file is missing, or the system cannot read it
+    "unreadable",  # no file lies where one should; errors of the storage are none of the record
     "empty",  # zero bytes
     "not_an_image",
     "truncated",  # the pixel data ends early or is damaged
@@ -146,11 +148,15 @@ def _decode(stored, size=None):
     return rgb
 
 
-def read_file(path):
+def read_file(path, absent="unreadable"):  # -> bytes
+    """What lies at `path`; BadRecord of the reason `absent` where no file does.
+
+    UserError where the storage does not answer (storage.retried).
+    """
     try:
-        return pathlib.Path(path).read_bytes()
-    except OSError as error:
-        raise BadRecord("unreadable", error) from None
+        return retried(pathlib.Path(path).read_bytes, path)
+    except (OSError, ValueError) as error:  # a null character in a name is a ValueError
+        raise BadRecord(absent, error) from None
 
 
 def orientation(image):

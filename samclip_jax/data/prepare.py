@@ -7,9 +7,10 @@ Makes ArrayRecord shards of a data set as it is released, which any number of ho
     coco         instances json, LVIS' as well  tfds     a data set's name
     imagenet places365 voc pascal_context ade20k coco_panoptic coco_stuff captions: docs/data.md
 
-The source is cut into units. Each becomes shards by itself, so the output does not depend on the
-number of workers, and a run that was killed goes on with the units that are left. What cannot be
-used is counted and listed: inputs = records + rejects.
+The source is cut into units. Each is prepared by itself, so the output does not depend on the
+number of workers, and a run that was killed goes on with the units that are left; then they are
+packed into shards of about 1 GB. What cannot be used is counted and listed: inputs = records +
+rejects.
 
 --runner hands the units to Apache Beam (pip install -e .[prepare]), which takes all options after
 it, as --runner=DataflowRunner --project=P --region=R --temp_location=gs://...; its workers need
@@ -29,11 +30,11 @@ import os
 import shutil
 import threading
 
-import numpy as np
 import tqdm
 
 from samclip_jax.data import evaluation_sets, raw, records, tars
 from samclip_jax.data.decode import line
+from samclip_jax.data.packing import find_duplicates, plan_shards, write_shard
 from samclip_jax.data.unit import Options, prepare_unit, write_whole
 from samclip_jax.data.worker import end_with
 from samclip_jax.errors import UserError, command, os_errors
@@ -52,8 +53,8 @@ FEW = 1000  # inputs, before which no share of rejects stops a run
 def prepare(kind_name, source, output, options, runner, **kind_options):
     """Prepares a data set and returns its manifest. UserError says what is wrong.
 
-    runner(kind, options, output, left) prepares the units `left`: `run` or `run_beam`, their last
-    argument given.
+    runner(work, items, check) calls work(*item) for each of them, in any order: `run` or
+    `run_beam`, their last argument given.
     """
     output = local_path(output)
     given = inspect.signature(KINDS[kind_name]).bind(str(source), **kind_options)
@@ -72,18 +73,23 @@ def prepare(kind_name, source, output, options, runner, **kind_options):
     with os_errors(f"{output} was not written"):
         for folder in (records.SHARDS, "progress"):
             (output / folder).mkdir(parents=True, exist_ok=True)
-        plan = about | {"units": [[name, fingerprint] for name, _, fingerprint in units]}
+        fingerprints = [[name, fingerprint] for name, _, fingerprint in units]
+        plan = about | {"units": fingerprints, "shard_bytes": records.SHARD_BYTES}
         begun = output / "progress" / "plan"
         if begun.exists():
             require_same(output, json.loads(begun.read_text()), plan)
         write_whole(begun, json.dumps(plan))
-        left = [
-            (name, what)
-            for name, what, _ in units
-            if not (output / "progress" / f"{name}.json").exists()
-        ]
-        runner(kind, options, output, left)
-        return finish(output, about, [name for name, _, _ in units], options, kind.classes)
+        check = functools.partial(require_usable, options=options, output=output)
+        work = functools.partial(prepare_unit, kind, options, output)
+        run_left(runner, work, output, [(name, what) for name, what, _ in units], check)
+        return finish(output, about, [name for name, *_ in units], options, kind.classes, runner)
+
+
+def run_left(runner, work, output, items, check):
+    """Gives the runner the items, (name, ...), without progress/NAME.json."""
+    left = [each for each in items if not (output / "progress" / f"{each[0]}.json").exists()]
+    if left:
+        runner(work, left, check)
 
 
 def require_same(output, begun, given):
@@ -96,8 +102,8 @@ def require_same(output, begun, given):
         )
 
 
-def run_beam(kind, options, output, left, arguments):
-    """Prepares the units that are left where Apache Beam's options say."""
+def run_beam(work, items, check, arguments):
+    """Works where Apache Beam's options say; what is wrong with the whole is checked at the end."""
     try:
         import apache_beam
         from apache_beam.options.pipeline_options import PipelineOptions
@@ -107,32 +113,32 @@ def run_beam(kind, options, output, left, arguments):
     for argument in (each for each in arguments if each.startswith("--")):  # Beam would only warn
         if argument[2:].partition("=")[0].removeprefix("no_") not in known:
             raise UserError(f"neither prepare nor Apache Beam has an option {argument}")
-    work = functools.partial(prepare_unit, kind, options, output)
     with apache_beam.Pipeline(options=PipelineOptions(arguments)) as pipeline:
-        units = pipeline | apache_beam.Create(left) | apache_beam.Reshuffle()
-        _ = units | apache_beam.MapTuple(work)
+        created = pipeline | apache_beam.Create(items) | apache_beam.Reshuffle()
+        _ = created | apache_beam.MapTuple(work)
 
 
-def run(kind, options, output, left, workers):
-    """Prepares the units that are left, in `workers` processes."""
+def run(work, items, check, workers):
+    """Works in `workers` processes. check(inputs, rejects) may end it with a UserError."""
     context = multiprocessing.get_context("spawn")
     count = context.Value("q", 0)
     inputs, rejects = 0, collections.Counter()
-    bar = tqdm.tqdm(unit=" images", desc=f"0/{len(left)} units")
-    given = kind, options, output, count, os.getpid()
-    processes = min(workers, max(1, len(left)))
-    pool = concurrent.futures.ProcessPoolExecutor(processes, context, begin_worker, given)
+    stage = work.func.__name__.replace("_", " ")
+    bar = tqdm.tqdm(unit=" images", desc=f"{stage} 0/{len(items)}")
+    pool = concurrent.futures.ProcessPoolExecutor(
+        min(workers, len(items)), context, begin_worker, (work, count, os.getpid())
+    )
     with pool, bar:
-        waiting = {pool.submit(work, *unit) for unit in left}
+        waiting = {pool.submit(work_in_worker, *item) for item in items}
         try:
             while waiting:
                 done, waiting = concurrent.futures.wait(waiting, 0.5, "FIRST_COMPLETED")
                 for each in done:
-                    unit_inputs, unit_rejects = each.result()
-                    inputs += unit_inputs
-                    rejects.update(unit_rejects)
-                require_usable(inputs, rejects, options, output, FEW)
-                bar.set_description(f"{len(left) - len(waiting)}/{len(left)} units")
+                    new_inputs, new_rejects = each.result()
+                    inputs += new_inputs
+                    rejects.update(new_rejects)
+                check(inputs, rejects, few=FEW)
+                bar.set_description(f"{stage} {len(items) - len(waiting)}/{len(items)}")
                 bar.update(count.value - bar.n)
         except concurrent.futures.process.BrokenProcessPool:
             raise UserError("a worker was killed, short of memory? run the same again") from None
@@ -142,9 +148,10 @@ def run(kind, options, output, left, workers):
 
 def require_usable(inputs, rejects, options, output, few=1):
     """UserError where too many inputs were rejected."""
-    bad = rejects.total()
+    dirt = rejects - collections.Counter(duplicate=len(rejects))
+    bad = dirt.total()
     if inputs >= few and bad > options.max_rejects * inputs:
-        (reason, number), *_ = rejects.most_common(1)
+        (reason, number), *_ = dirt.most_common(1)
         raise UserError(
             f"{bad} of {inputs} inputs cannot be used, {number} of them are {reason}; mend the "
             f"source and delete {output}, or raise --max_rejects"
@@ -154,16 +161,13 @@ def require_usable(inputs, rejects, options, output, few=1):
 _WORKER = {}
 
 
-def begin_worker(kind, options, output, count, parent):
+def begin_worker(work, count, parent):
     threading.Thread(target=end_with, args=(parent,), daemon=True).start()
-    _WORKER.update(given=(kind, options, output), count=count)
+    _WORKER.update(work=work, count=count)
 
 
-def work(name, what):  # -> inputs, {reason: rejects} of the unit
-    *_, output = _WORKER["given"]
-    prepare_unit(*_WORKER["given"], name, what, tick)
-    done = json.loads((output / "progress" / f"{name}.json").read_text())
-    return done["inputs"], collections.Counter(reason for _, reason, _ in done["rejects"])
+def work_in_worker(*item):
+    return _WORKER["work"](*item, tick=tick)
 
 
 def tick():
@@ -174,18 +178,24 @@ def tick():
 # ----------------------------------------------------------------------------------------- the end
 
 
-def finish(output, about, names, options, classes):
-    """Leaves out duplicates, writes rejects.jsonl and manifest.json, and returns the manifest."""
-    paths = [output / "progress" / f"{name}.json" for name in names]
-    units = [read_unit(path) for path in paths]
+def finish(output, about, names, options, classes, runner):
+    """Packs the units into shards without duplicates, writes rejects.jsonl and manifest.json, and
+    returns the manifest."""
+    units = [read_unit(output, name) for name in names]
+    duplicates = {}
     if options.deduplicate:
-        leave_out_duplicates(output, units, paths)
-    shards = [shard for unit in units for shard in unit["shards"]]
+        duplicates = find_duplicates(units, lambda number: contents(output, names[number]))
     rejects = [reject for unit in units for reject in unit["rejects"]]
     reasons = collections.Counter(reason for _, reason, _ in rejects)
     dropped = sum((collections.Counter(unit["dropped"]) for unit in units), collections.Counter())
+    inputs = sum(unit["inputs"] for unit in units)
+    check = functools.partial(require_usable, options=options, output=output)
+    check(inputs, reasons)
+    planned = plan_shards(units, duplicates)
+    run_left(runner, functools.partial(write_shard, output), output, planned, check)
+    shards = [json.loads((output / "progress" / f"{name}.json").read_text()) for name, _ in planned]
     manifest = about | {
-        "inputs": sum(unit["inputs"] for unit in units),
+        "inputs": inputs,
         "records": sum(shard["records"] for shard in shards),
         "rejects": len(rejects),
         "reasons": reasons,
@@ -194,8 +204,6 @@ def finish(output, about, names, options, classes):
         "classes": classes or sorted({label for unit in units for label in unit["labels"]}),
         "shards": shards,
     }
-    dirt = reasons - collections.Counter(duplicate=len(rejects))
-    require_usable(manifest["inputs"], dirt, options, output)
     if not manifest["records"]:
         raise UserError(f"nothing in {about['source']} can be used; see {output}/progress")
     listed = (dict(zip(("key", "reason", "detail"), each, strict=True)) for each in rejects)
@@ -214,54 +222,15 @@ def clear(output, manifest):
     shutil.rmtree(output / "progress", ignore_errors=True)
 
 
-def read_unit(path, contents=False):
-    """progress/NAME.json; a list of all keys of 40 million images would not fit: only if asked."""
-    unit = json.loads(path.read_text())
-    return unit if contents else {k: v for k, v in unit.items() if k != "contents"}
+def read_unit(output, name):
+    """progress/NAME.json without its `contents`: the keys of 40 million images would not fit."""
+    unit = json.loads((output / "progress" / f"{name}.json").read_text())
+    return {key: value for key, value in unit.items() if key != "contents"}
 
 
-def leave_out_duplicates(output, units, paths):
-    """Of every image the first one stays, in the order of the units."""
-    parts = [(number, split) for number in range(len(units)) for split in records.SPLITS]
-
-    @functools.lru_cache(8)
-    def contents(part):
-        number, split = parts[part]
-        return read_unit(paths[number], contents=True)["contents"][split]
-
-    def located(index):  # of all images -> part, place in it, key
-        part = int(np.searchsorted(starts, index, "right")) - 1
-        place = int(index - starts[part])
-        return part, place, contents(part)["keys"][place]
-
-    texts = ("".join(contents(part)["digests"]) for part in range(len(parts)))
-    digests = [np.frombuffer(bytes.fromhex(text), "V16") for text in texts]
-    starts = np.cumsum([0, *map(len, digests)])
-    _, first, inverse = np.unique(np.concatenate(digests), return_index=True, return_inverse=True)
-    originals, places = first[inverse], collections.defaultdict(set)
-    for index in np.flatnonzero(originals != np.arange(len(originals))):
-        part, place, key = located(index)
-        *_, original = located(originals[index])
-        places[parts[part]].add(place)
-        units[parts[part][0]]["rejects"].append([key, "duplicate", f"of {original}"])
-    for number, unit in enumerate(units):
-        kept = (without(output, each, places[number, each["split"]]) for each in unit["shards"])
-        unit["shards"] = [shard for shard in kept if shard]
-
-
-def without(output, shard, places):
-    """The entry of a copy of a shard without the records at these places; None if none is left."""
-    if not places:
-        return shard
-    if len(places) == shard["records"]:
-        return None
-    folder = output / records.SHARDS
-    whole = records.read_shards([folder / shard["name"]])
-    copy = records.Shard(folder / shard["name"].replace(".array_record", ".unique.array_record"))
-    for place in range(len(whole)):
-        if place not in places:
-            copy.write(whole[place])
-    return copy.close()
+def contents(output, name):
+    """{split: {"keys", "digests"}} of the records of a unit."""
+    return json.loads((output / "progress" / f"{name}.json").read_text())["contents"]
 
 
 def parse(arguments=None):

@@ -17,7 +17,7 @@ import numpy as np
 
 from samclip_jax.data.annotations import checked
 from samclip_jax.data.coco import CocoInstances
-from samclip_jax.data.decode import BadRecord, line
+from samclip_jax.data.decode import BadRecord, line, read_file
 from samclip_jax.data.files import ImageFolder
 from samclip_jax.errors import UserError
 
@@ -177,9 +177,9 @@ KINDS = {
 
 def _from_file(found, path):
     try:
-        found.image = path.read_bytes()
-    except OSError as error:
-        found.error = BadRecord("unreadable", error)
+        found.image = read_file(path)
+    except BadRecord as error:
+        found.error = error
     return found
 
 

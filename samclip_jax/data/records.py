@@ -10,22 +10,30 @@ manifest's classes or 0, "annotations": [{"box": [x0, y0, x1, y1], "point": [x, 
 px, "category": str or None, "mask": run lengths or None}] and "size": [h, w] px of the masks.
 """
 
+import bisect
+import errno
+import functools
 import hashlib
 import json
+import operator
+import os
 import pathlib
 import uuid
 
 import cv2
 import msgpack
 import numpy as np
-from array_record.python.array_record_data_source import ArrayRecordDataSource
-from array_record.python.array_record_module import ArrayRecordWriter
+from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 
 from samclip_jax.data.annotations import CompressedMask
-from samclip_jax.data.decode import open_image
+from samclip_jax.data.decode import BadRecord, open_image
+from samclip_jax.data.storage import retried
+from samclip_jax.errors import UserError
 
 MANIFEST, REJECTS, SHARDS = "manifest.json", "rejects.jsonl", "shards"
 SPLITS = ("train", "validation")
+SHARD_BYTES = 10**9  # of a shard, about: files are few where data are large, and still travel alone
+READERS = 128  # open at once in a process, which may have 1,024 files by default, 256 on macOS
 NAMES = "surrogateescape"  # files may have names that are no UTF-8
 
 
@@ -60,17 +68,18 @@ def _annotation(stored, size, shape):
     }
 
 
-class Shard:
+class ShardWriter:
     """An ArrayRecord file being written: `write` bytes, `close`; it appears when it is whole."""
 
     def __init__(self, path):
-        self.path, self.count = path, 0
+        self.path, self.count, self.bytes = path, 0, 0
         self._part = path.with_suffix(f".{uuid.uuid4().hex}.part")  # others may write the same
         self._writer = ArrayRecordWriter(str(self._part), "group_size:1,uncompressed")
 
     def write(self, data):
         self._writer.write(data)
         self.count += 1
+        self.bytes += len(data)
 
     def close(self):
         """Its entry in the manifest."""
@@ -83,9 +92,66 @@ class Shard:
         return {"name": self.path.name, "split": self.path.name.partition("-")[0], **counted}
 
 
-def read_shards(paths):
-    """A random-access sequence of the bytes in all these files."""
-    return ArrayRecordDataSource([str(path) for path in paths])
+class Shards:
+    """A random-access sequence of the records, bytes, in all shards of `entries` of a manifest.
+
+    Its length is the manifest's. A shard is opened when one of its records is read, and no more
+    than READERS of all sequences in a process stay open. Threads may read at once, and pickled it
+    is as large as its entries. BadRecord: a record that is damaged. UserError, which names the
+    shard: one that is missing, has another count of records, or cannot be read.
+    """
+
+    def __init__(self, folder, entries):
+        self.files = [(str(folder / each["name"]), each["records"]) for each in entries]
+        self.checksums = [each["sha256"] for each in entries]
+        self.ends = np.cumsum([each["records"] for each in entries]).tolist()
+
+    def __len__(self):
+        return self.ends[-1] if self.ends else 0
+
+    def __getitem__(self, index):
+        index = operator.index(index)
+        if not 0 <= index < len(self):
+            raise IndexError(f"record {index} of {len(self)}")
+        number = bisect.bisect_right(self.ends, index)
+        path, count = self.files[number]
+        place = index - self.ends[number] + count
+        read = functools.partial(_read, path, self.checksums[number], count, place)
+        try:
+            return retried(read, path)
+        except OSError as error:
+            raise UserError(
+                f"{path} is not as it was prepared: {error.strerror or error}; copy it again."
+            ) from None
+
+
+@functools.lru_cache(READERS)
+def _reader(path, checksum):  # the checksum tells a shard from an earlier one of the same name
+    return ArrayRecordReader(path, "readahead_buffer_size:0", file_reader_buffer_size=1 << 15)
+
+
+def _read(path, checksum, count, place):  # -> bytes
+    """A shard's record. OSError with the errno that ArrayRecord has in words only, or without one
+    where the shard itself is at fault."""
+    opened = False
+    try:
+        reader = _reader(path, checksum)
+        if not reader.ok():
+            reader.close()  # which says why
+        opened = True
+        if reader.num_records() == count:
+            return reader.read([place])[0]
+    except RuntimeError as error:
+        _reader.cache_clear()  # a reader that has failed fails ever after
+        reason = str(error)
+        if opened and reason.startswith("Corrupted"):
+            raise BadRecord("truncated", f"record {place} of {path}: {reason}") from None
+        for code in errno.errorcode:
+            if f" failed: {os.strerror(code)}" in reason:
+                raise OSError(code, os.strerror(code)) from None
+        raise OSError(reason) from None
+    _reader.cache_clear()  # the shard may be put right
+    raise OSError(f"it holds {reader.num_records()} records, the manifest says {count}")
 
 
 def read_manifest(folder):

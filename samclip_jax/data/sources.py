@@ -24,7 +24,7 @@ import pathlib
 from samclip_jax.data import records
 from samclip_jax.data.annotations import annotation, checked, sa1b_objects
 from samclip_jax.data.coco import Captions, CocoInstances, CocoPanoptic
-from samclip_jax.data.decode import open_image
+from samclip_jax.data.decode import open_image, read_file
 from samclip_jax.data.files import Files, ImageFolder
 from samclip_jax.data.shapes import ShapeObjects, ShapeScenes
 from samclip_jax.errors import UserError, os_errors, under
@@ -82,7 +82,8 @@ class Sa1b(ImageFolder):
     def __getitem__(self, index):
         name = self.files[index]
         with checked():
-            size, objects = sa1b_objects((self.path / name).with_suffix(".json").read_bytes())
+            beside = read_file((self.path / name).with_suffix(".json"), absent="bad_annotation")
+            size, objects = sa1b_objects(beside)
             found = [annotation(entry, size, point) for entry, point in objects]
             image = open_image(self.path / name, size)
         found = [each for each in found if each is not None]
@@ -98,13 +99,13 @@ class Prepared(Files):
             manifest = records.read_manifest(self.path)
         if manifest is None:
             raise UserError(f"{path} has no {records.MANIFEST}; let data.prepare come to its end.")
-        names = [each["name"] for each in manifest["shards"] if each["split"] == split]
-        if not names:
+        entries = [each for each in manifest["shards"] if each["split"] == split]
+        if not entries:
             known = ", ".join(sorted({each["split"] for each in manifest["shards"]}))
             raise UserError(f"{path} has no split {split!r}; it has {known}.")
         self.classes = manifest["classes"]
         self.index = {name: i for i, name in enumerate(self.classes)}
-        self.shards = records.read_shards([self.path / records.SHARDS / name for name in names])
+        self.shards = records.Shards(self.path / records.SHARDS, entries)
 
     def __len__(self):
         return len(self.shards)

@@ -117,11 +117,13 @@ def keep(entry, point, category, size, shape, options, dropped):
 
 
 def prepare_unit(kind, options, output, name, what, tick=lambda: None):
-    """Writes the shards of a unit and, after them, progress/NAME.json: what has become of it.
+    """Writes the records of a unit to parts in progress/ and, after them, progress/NAME.json: what
+    has become of it. Returns the number of inputs and {reason: rejects}.
 
     tick() is called for every input.
     """
-    shards, contents = {}, {split: {"keys": [], "digests": []} for split in records.SPLITS}
+    folder, parts = output / "progress", {split: [] for split in records.SPLITS}
+    writers, contents = {}, {split: {"keys": [], "digests": []} for split in records.SPLITS}
     done = {"inputs": 0, "damaged": [], "rejects": []}
     dropped, labels = collections.Counter(), set()
     wanted = functools.partial(chosen, share=options.fraction, salt=b"fraction")
@@ -134,15 +136,20 @@ def prepare_unit(kind, options, output, name, what, tick=lambda: None):
             done["rejects"].append([found.key, bad.reason, str(bad.detail)])
             continue
         split = "validation" if chosen(found.key, options.validation, b"validation") else "train"
-        if split not in shards:
-            shards[split] = records.Shard(output / records.SHARDS / f"{split}-{name}.array_record")
-        shards[split].write(record)
+        if split not in writers:
+            part = folder / f"{split}-{name}-{len(parts[split])}.array_record"
+            writers[split] = records.ShardWriter(part)
+        writers[split].write(record)
+        if writers[split].bytes >= records.SHARD_BYTES:
+            parts[split].append(writers.pop(split).close())
         labels.add(found.label)
         contents[split]["keys"].append(found.key)
         contents[split]["digests"].append(hashlib.blake2b(found.image, digest_size=16).hexdigest())
-    done["shards"] = [shards[split].close() for split in records.SPLITS if split in shards]
+    for split in writers:
+        parts[split].append(writers[split].close())
     done |= {"dropped": dropped, "labels": sorted(labels - {None}), "contents": contents}
-    write_whole(output / "progress" / f"{name}.json", json.dumps(done))
+    write_whole(folder / f"{name}.json", json.dumps(done | {"parts": parts}))
+    return done["inputs"], collections.Counter(reason for _, reason, _ in done["rejects"])
 
 
 def write_whole(path, text):
