@@ -35,7 +35,7 @@ setup(
         "opencv-python-headless>=4.10,<6",
         "optax>=0.2.6,<0.3",
         "orbax-checkpoint>=0.12.4,<0.13",  # its v1 API is young
-        "Pillow>=11",
+        "Pillow>=11.3",  # it reads AVIF
         "pycocotools>=2.0.10,<3",
         "safetensors>=0.5,<1",
         "scipy>=1.13,<2",

@@ -15,7 +15,7 @@ class Killed(Exception):
     pass
 
 
-def run(source, output, lives=None, **options):
+def run(source, output, lives=None, kind="tar", **options):
     """data.prepare in this process; it is killed before item number `lives`, if that is reached."""
     numbers = itertools.count()
 
@@ -25,7 +25,7 @@ def run(source, output, lives=None, **options):
                 raise Killed
             work(*item)
 
-    return prepare.prepare("tar", source, output, Options(**options), runner)
+    return prepare.prepare(kind, source, output, Options(**options), runner)
 
 
 def shards(manifest, split="train"):

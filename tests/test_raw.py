@@ -5,46 +5,10 @@ import io
 import msgpack
 import numpy as np
 import pytest
-from test_prepare import photograph, run, sa1b, tar
+from test_prepare import photograph, run
 
-from samclip_jax.data import tars
 from samclip_jax.data.sources import make_source
 from samclip_jax.data.unit import Options
-
-
-def test_what_a_fraction_leaves_out_is_not_read(tmp_path, monkeypatch):
-    path, read, original = sa1b(tmp_path) / "sa_000000.tar", [], tars._bytes
-
-    def noted(tar, member):
-        read.append(member.name)
-        return original(tar, member)
-
-    monkeypatch.setattr(tars, "_bytes", noted)
-    (found,) = tars.Sa1bTars(tmp_path).read(path, [], lambda key: key == "sa_3.jpg")
-    assert found.key == "sa_3.jpg" and read == ["sa_3.jpg", "sa_3.json"]
-
-
-@pytest.mark.parametrize(
-    "kind, files, expected",
-    [
-        ("tar", {"00.tar": {"1.jpg": 0, "1.txt": None, "1.json": None, "2.webp": 1}},
-         [("00/1.jpg", None), ("00/2.webp", None)]),
-        ("imagenet21k", {"n01.tar": {"n01_7.JPEG": 0}, "n02.tar": {"n02_1.JPEG": 1}},
-         [("n01/n01_7.JPEG", "n01"), ("n02/n02_1.JPEG", "n02")]),
-    ],
-)  # fmt: skip
-def test_tars_of_other_layouts(tmp_path, kind, files, expected):
-    for name, members in files.items():
-        forms = {"webp": "WEBP"}
-        tar(tmp_path / "source" / name, {
-            member: b"text" if seed is None else photograph(seed, forms.get(member[-4:], "JPEG"))
-            for member, seed in members.items()
-        })  # fmt: skip
-    run(kind, tmp_path / "source", tmp_path / "out")
-    source = make_source("prepared", path=tmp_path / "out")
-    labels = source.classes or [None]
-    made = [source[i] for i in range(len(source))]
-    assert [(each["key"], labels[each.get("label", 0)]) for each in made] == expected
 
 
 def test_a_folder_with_classes(tmp_path):

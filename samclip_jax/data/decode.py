@@ -7,7 +7,7 @@ import struct
 
 import numpy as np
 import simplejpeg
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, features
 
 from samclip_jax.data.storage import retried
 
@@ -20,6 +20,8 @@ REASONS = (
     "too_large",  # a decompression bomb by Pillow's limit
     "bad_annotation",  # missing, malformed, or made for an image of another size
     "no_annotation",  # nothing that could be prompted or learnt from
+    "unsupported",  # a picture in a format that is not read here, such as HEIC
+    "other_image",  # of a sample of several images; another one is its picture
 )
 
 
@@ -33,7 +35,28 @@ class BadRecord(Exception):
 
 # The safe readers only: Pillow also starts Ghostscript for an EPS that calls itself .jpg.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "JPEG2000", "PPM")
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".jp2", ".ppm")
+SUFFIXES = (
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"),
+    *(".jp2", ".j2k", ".j2c", ".jpx", ".jpf", ".ppm", ".pgm", ".pbm", ".pnm", ".apng", ".mpo"),
+)
+UNSUPPORTED = (
+    *(".heic", ".heif", ".hif", ".jxl", ".psd", ".ico", ".tga", ".dds", ".exr", ".hdr", ".pfm"),
+    *(".jxr", ".qoi", ".svg", ".eps", ".dib", ".pcx", ".xcf", ".raw", ".dng", ".cr2", ".cr3"),
+    *(".nef", ".arw", ".orf", ".rw2", ".raf"),
+)
+if features.check("avif"):  # wheels of some platforms come without the decoder
+    FORMATS, SUFFIXES = (*FORMATS, "AVIF"), (*SUFFIXES, ".avif")
+else:
+    UNSUPPORTED = (*UNSUPPORTED, ".avif")
+PICTURES = SUFFIXES + UNSUPPORTED  # files of other names are no inputs
+# How files begin that are pictures whatever their names: phones call HEIC .jpg.
+SIGNATURES = {
+    b"\xff\x0a": "JPEG XL",
+    b"\0\0\0\x0cJXL ": "JPEG XL",
+    b"8BPS": "Photoshop",
+}
+BRANDS = dict.fromkeys((b"heic", b"heix", b"heim", b"heis", b"hevc", b"mif1", b"msf1"), "HEIC")
+BRANDS |= dict.fromkeys((b"avif", b"avis"), "AVIF")
 # Markers of a JPEG: frames, sequential and progressive; segments before the scan; EXIF and XMP.
 FRAMES, SCAN, APP1 = (0xC0, 0xC1, 0xC2), 0xDA, 0xE1
 TABLES = (0xC4, 0xDB, 0xDD, 0xFE, *range(0xE0, 0xF0))
@@ -53,13 +76,16 @@ def decode_image(image, size=None):  # -> uint8 [H, W, 3]
     return np.asarray(open_image(image, size))
 
 
-def open_image(image, size=None):  # bytes or path -> uint8 [H, W, 3], or a Jpeg
+def open_image(image, size=None, name=None):  # bytes or path -> uint8 [H, W, 3], or a Jpeg
     """Any photograph as upright 8-bit RGB, or BadRecord.
 
     size: (height, width) that annotations were made for. Some were drawn on the picture as it is
-    stored, so EXIF orientation is undone where only that fits.
+    stored, so EXIF orientation is undone where only that fits. name: of the file whose bytes these
+    are, which says what it was meant to be where it cannot be read.
     """
     data = image if isinstance(image, bytes) else read_file(image)
+    name = image if name is None and data is not image else name or ""
+    suffix = pathlib.PurePath(name).suffix.lower()
     if not data:
         raise BadRecord("empty", "zero bytes")
     shape, turned = _frame(data)
@@ -70,12 +96,25 @@ def open_image(image, size=None):  # bytes or path -> uint8 [H, W, 3], or a Jpeg
     except Image.DecompressionBombError as error:
         raise BadRecord("too_large", error) from None
     except Exception:  # readers trip over hostile headers in every possible way
-        raise BadRecord("not_an_image", f"it begins with {data[:20]}") from None
+        raise _unidentified(data, suffix) from None
+    if stored.format == "TIFF" and suffix in UNSUPPORTED:  # a camera's raw file: a thumbnail in it
+        raise _unidentified(data, suffix)
     if min(stored.size) < 2:
         raise BadRecord("too_small", f"{stored.width} x {stored.height} px")
     if shape == (stored.height, stored.width) and UPRIGHT.get(orientation(stored)) is None:
         return _jpeg(data, shape, size)
     return _decode(stored, size)
+
+
+def _unidentified(data, suffix):  # -> BadRecord
+    form = next((form for start, form in SIGNATURES.items() if data.startswith(start)), None)
+    if data[4:8] == b"ftyp":
+        form = BRANDS.get(data[8:12])
+    if suffix in UNSUPPORTED:
+        form = form or suffix[1:].upper()
+    if form in (None, *FORMATS):
+        return BadRecord("not_an_image", f"it begins with {data[:20]}")
+    return BadRecord("unsupported", f"{form} is not read here; make it a JPEG")
 
 
 def is_upright_jpeg(data):

@@ -1,11 +1,59 @@
 """Image files under a folder, with or without classes."""
 
+import collections
 import os
 import pathlib
 
-from samclip_jax.data.decode import SUFFIXES, open_image
+from absl import logging
+
+from samclip_jax.data.decode import PICTURES, open_image
+from samclip_jax.data.storage import retried
 from samclip_jax.errors import UserError
 from samclip_jax.paths import existing
+
+# Folders that systems make: of archives and thumbnails, repaired files, deleted ones.
+SYSTEM = ("__MACOSX", "@eaDir", "lost+found", "$RECYCLE.BIN", "System Volume Information")
+
+
+def is_hidden(name):
+    """Whether a file or folder of this name is none of the user's: .DS_Store, ._a.jpg, __MACOSX."""
+    return name.startswith(".") or name in SYSTEM
+
+
+def walk(root):  # -> list of str
+    """The files under a folder, by their paths from there, sorted; hidden ones are left out.
+
+    Links are followed. A folder to which several ways lead, such as a link to a parent, is read
+    once, by the way without links if there is one. UserError where a folder cannot be read.
+    """
+    files, seen = [], set()
+    folders, links = [("", os.path.realpath(root))], collections.deque()
+    while folders or links:
+        linked = not folders
+        name, real = links.popleft() if linked else folders.pop()
+        if real in seen:
+            if linked:
+                logging.warning("%s: %s leads to a folder that is read already", root, name)
+            continue
+        seen.add(real)
+        for entry in _entries(pathlib.Path(root, name)):
+            path = os.path.join(name, entry.name)
+            if entry.is_dir(follow_symlinks=False):
+                folders.append((path, os.path.join(real, entry.name)))
+            elif entry.is_symlink() and os.path.isdir(entry.path):
+                links.append((path, os.path.realpath(entry.path)))
+            elif entry.is_symlink() or entry.is_file():
+                files.append(path)
+    return sorted(files)
+
+
+def _entries(folder):  # -> list of os.DirEntry, sorted
+    try:
+        entries = retried(lambda: list(os.scandir(folder)), folder)
+    except OSError as error:
+        raise UserError(f"{folder} was not read: {error.strerror}; give a folder.") from None
+    visible = (entry for entry in entries if not is_hidden(entry.name))
+    return sorted(visible, key=lambda entry: entry.name)
 
 
 class Files:
@@ -23,14 +71,9 @@ class ImageFolder(Files):
 
     def __init__(self, path, labels=False):
         super().__init__(path)
-        self.files = sorted(
-            os.path.relpath(os.path.join(folder, name), self.path)
-            for folder, _, names in os.walk(self.path, followlinks=True)
-            for name in names
-            if name.lower().endswith(SUFFIXES)
-        )
+        self.files = [name for name in walk(self.path) if name.lower().endswith(PICTURES)]
         if not self.files:
-            raise UserError(f"no images under {path} ({' '.join(SUFFIXES)}).")
+            raise UserError(f"no images under {path} ({' '.join(PICTURES)}).")
         self.labels = labels
         if labels:
             loose = [name for name in self.files if os.sep not in name]

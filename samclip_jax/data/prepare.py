@@ -46,7 +46,9 @@ KIND_OPTIONS = {
     "maps": "the folder of the label maps",
     "split": "of the set; SOURCE of tfds is as name/config:1.0.0",
     "labels": "the folders are classes",
+    "extension": "of the picture of a sample of several images, as jpg or image.png",
 }
+LEFT_OUT = ("duplicate", "other_image")  # rejects that speak of nothing to mend
 FEW = 1000  # inputs, before which no share of rejects stops a run
 
 
@@ -148,7 +150,7 @@ def run(work, items, check, workers):
 
 def require_usable(inputs, rejects, options, output, few=1):
     """UserError where too many inputs were rejected."""
-    dirt = rejects - collections.Counter(duplicate=len(rejects))
+    dirt = collections.Counter({k: n for k, n in rejects.items() if k not in LEFT_OUT})
     bad = dirt.total()
     if inputs >= few and bad > options.max_rejects * inputs:
         (reason, number), *_ = dirt.most_common(1)

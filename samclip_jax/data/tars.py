@@ -1,74 +1,129 @@
 """Kinds of data.prepare: tar files of images with what belongs to them beside them."""
 
+import lzma
 import pathlib
+import posixpath
 import tarfile
 import zlib
 
 from samclip_jax.data.annotations import checked, sa1b_objects
-from samclip_jax.data.decode import SUFFIXES, BadRecord
+from samclip_jax.data.decode import PICTURES, BadRecord
+from samclip_jax.data.files import is_hidden, walk
 from samclip_jax.data.raw import Input, Kind
+from samclip_jax.data.storage import retried
 from samclip_jax.errors import UserError
 
-TARS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
+TARS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
+OTHER_TARS = (".tar.zst", ".tzst", ".tar.lz4", ".tar.lzma", ".tar.z")
+DAMAGE = (OSError, EOFError, tarfile.TarError, zlib.error, lzma.LZMAError)
+LINKS = 40  # one after the other, as in Linux
 
 
 class Tars(Kind):
-    """Tar files, one or all in a folder, of images among other files: img2dataset, webdataset."""
+    """Tar files, one or all in a folder, of images among other files: img2dataset, webdataset.
 
-    def __init__(self, source):
+    Files of a folder whose names are the same up to the first dot are a sample. Its picture is the
+    one whose name goes on with `extension`, such as jpg or image.png; of "jpg;png" the first that
+    there is. If not given, it is a name without another dot: x.jpg, before x.png and x.seg.png.
+    Where there is none, as of x.1.jpg and x.2.jpg, samples end at the last dot. The other pictures
+    of a sample are rejects.
+    """
+
+    def __init__(self, source, extension=None):
         self.source = pathlib.Path(source)
+        self.folder = self.source.parent if self.source.is_file() else self.source
+        self.extensions = extension and [each.lstrip(".") for each in extension.lower().split(";")]
 
     def units(self):
         paths = [self.source]
         if not self.source.is_file():
-            paths = sorted(p for p in self.source.rglob("*") if p.name.endswith(TARS))
+            names = walk(self.source) if self.source.is_dir() else []
+            if other := [name for name in names if name.lower().endswith(OTHER_TARS)]:
+                raise UserError(f"{self.source / other[0]} is not read here: make it a .tar")
+            paths = [self.source / name for name in names if name.lower().endswith(TARS)]
         if not paths:
             raise UserError(f"no tar files in {self.source}")
-        folder = self.source.parent if self.source.is_file() else self.source
         taken = {}
-        for path in paths:
-            name = path.relative_to(folder).as_posix().partition(".tar")[0].replace("/", "-")
+        for number, path in enumerate(paths):
+            name = self.prefix(path)
             if name in taken:
-                raise UserError(f"{taken[name]} and {path} would have shards of one name")
+                raise UserError(f"{taken[name]} and {path} would have records of one key")
             taken[name] = path
-            yield name, path, path.stat().st_size
+            yield f"{number:05d}", path, [name, _of_file(path, path.stat).st_size]
+
+    def prefix(self, path):
+        """What the keys of a tar's records begin with: its path, without the ending."""
+        name = path.relative_to(self.folder).as_posix()
+        endings = [each for each in TARS if name.lower().endswith(each)]
+        return name[: -len(endings[0])] if endings else name
+
+    def key(self, path, name):
+        return f"{self.prefix(path)}/{name}"
 
     def read(self, path, damaged, wanted):
-        try:
-            tar = tarfile.open(path)
-        except (OSError, EOFError, tarfile.TarError, zlib.error) as error:
+        tar, members, error = _of_file(path, lambda: _open(path))
+        if error:
             damaged.append(f"{path}: {error}")
+        if tar is None:
             return
         with tar:
-            members = _members(tar, path, damaged)
-            beside = {}  # without its ending: {ending: member}
-            for member in members:
-                stem, _, ending = member.name.rpartition(".")
-                beside.setdefault(stem, {})[ending.lower()] = member
-            for member in members:
-                stem, _, ending = member.name.rpartition(".")
-                if f".{ending.lower()}" in SUFFIXES and wanted(self.key(path, member.name)):
-                    yield self.input(path, tar, member, beside[stem])
+            files = _files(path, members)
+            remaining = dict(files)  # when they are unpacked
+            samples = {name: sample for sample in self.samples(remaining) for name in sample[1]}
+            for name, member in files:
+                picture, names = samples[name]
+                if name != picture and not name.lower().endswith(PICTURES):
+                    continue
+                found = Input(self.key(path, name))
+                if not wanted(found.key):
+                    continue
+                if name != picture:
+                    reason = f"its sample's is {picture}" if picture else "not the extension given"
+                    found.error = BadRecord("other_image", reason)
+                elif member is not remaining[name]:
+                    found.error = BadRecord("other_image", "the tar has it once more")
+                else:
+                    beside = {each: remaining[name] for name, each in names.items()}
+                    self.fill(found, path, tar, member, beside)
+                yield found
 
-    def input(self, path, tar, member, beside):
-        """The input whose image is `member`."""
-        found = Input(self.key(path, member.name))
+    def samples(self, names):
+        """[(its picture or None, {name: extension})] of all names in a tar."""
+        samples = []
+        for sample in _group(names, str.partition):
+            picture = self.choose(sample)
+            others = [name for name in sample if name.lower().endswith(PICTURES)]
+            if picture or self.extensions or not others:
+                samples.append((picture, sample))
+                continue
+            parts = _group(sample, str.rpartition)
+            if len(others) == 1:  # x.image.jpg beside x.cls
+                parts = [sample | next(part for part in parts if others[0] in part)]
+            samples += [(self.choose(part), part) for part in parts]
+        return samples
+
+    def choose(self, sample):  # {name: extension} -> name or None
+        ranks = self.extensions or [each[1:] for each in PICTURES]
+        pictures = [name for name, extension in sample.items() if extension in ranks]
+        return min(pictures, key=lambda name: ranks.index(sample[name]), default=None)
+
+    def fill(self, found, path, tar, member, beside):
+        """Adds to the input the bytes of `member` and what lies beside it."""
         try:
             found.image = _bytes(tar, member)
             self.describe(found, path, tar, beside)
         except BadRecord as error:
             found.error = error
-        return found
-
-    def key(self, path, name):
-        return f"{path.name.partition('.tar')[0]}/{name.removeprefix('./')}"
 
     def describe(self, found, path, tar, beside):
-        """Adds to the input what lies beside its image."""
+        """Adds to the input what lies beside its image. beside: {extension: member}"""
 
 
 class ImageNet21k(Tars):
     """ImageNet-21k as released, a tar for each synset."""
+
+    def __init__(self, source):
+        super().__init__(source)
 
     def describe(self, found, path, tar, beside):
         found.label = path.name.partition(".")[0]
@@ -77,8 +132,11 @@ class ImageNet21k(Tars):
 class Sa1bTars(Tars):
     """SA-1B as released: sa_1.jpg beside sa_1.json in tars."""
 
+    def __init__(self, source):
+        super().__init__(source)
+
     def key(self, path, name):
-        return pathlib.PurePosixPath(name).name
+        return posixpath.basename(name)
 
     def describe(self, found, path, tar, beside):
         if "json" not in beside:
@@ -88,25 +146,74 @@ class Sa1bTars(Tars):
             found.annotations = [(entry, point, None) for entry, point in objects]
 
 
-def _members(tar, path, damaged):
-    """The files in a tar, up to where it is damaged."""
-    members = []
+def _of_file(path, read):
+    """read(), or a UserError where there is no file at `path`."""
     try:
-        members = [member for member in tar if member.isfile()]
+        return retried(read, path)
+    except OSError as error:
+        raise UserError(f"{path} was not read: {error.strerror}") from None
+
+
+def _open(path):
+    """An open tar or None, its members up to where it is damaged, the damage or None."""
+    tar = None
+    try:
+        tar = tarfile.open(path)
+        members = list(tar)
         with open(path, "rb") as file:  # tarfile takes any end for the end
             file.seek(max(0, path.stat().st_size - tarfile.BLOCKSIZE))
             if path.suffix == ".tar" and any(file.read()):
                 raise tarfile.ReadError("it ends early")
-    except (OSError, EOFError, tarfile.TarError, zlib.error) as error:
-        members = members or [member for member in tar.members if member.isfile()]
-        damaged.append(f"{path}: {error}")
-    return members
+        return tar, members, None
+    except DAMAGE as error:
+        if getattr(error, "errno", None):  # of the storage
+            if tar:
+                tar.close()
+            raise
+        return tar, list(tar.members) if tar else [], error
+
+
+def _files(path, members):
+    """[(name, the member that has its bytes)] of the files in a tar, for a link its target, None
+    where that is not in the tar."""
+    named = [(posixpath.normpath(member.name), member) for member in members]
+    last = dict(named)
+    files = []
+    for name, member in named:
+        linked = member.issym() or member.islnk()
+        if not (linked or member.isfile()) or any(map(is_hidden, name.split("/"))):
+            continue
+        if name.lower().endswith(TARS + OTHER_TARS):
+            raise UserError(f"{path} holds tars, {name}: unpack it and give the folder as SOURCE")
+        files.append((name, _target(member, last) if linked else member))
+    return files
+
+
+def _target(member, named):
+    for _ in range(LINKS):
+        if member is None or not (member.issym() or member.islnk()):
+            break
+        folder = posixpath.dirname(member.name) if member.issym() else ""
+        member = named.get(posixpath.normpath(posixpath.join(folder, member.linkname)))
+    return member if member and member.isfile() else None
+
+
+def _group(names, cut):
+    """[{name: extension}] of names that are the same up to the first or the last dot."""
+    groups = {}
+    for name in names:
+        folder, base = posixpath.split(name)
+        stem, _, extension = cut(base, ".")
+        groups.setdefault((folder, stem), {})[name] = extension.lower()
+    return list(groups.values())
 
 
 def _bytes(tar, member):
+    if member is None:
+        raise BadRecord("unreadable", "a link to what is not in the tar")
     try:
-        data = tar.extractfile(member).read()
-    except (OSError, EOFError, tarfile.TarError, zlib.error) as error:
+        data = retried(lambda: tar.extractfile(member).read(), tar.name)
+    except DAMAGE as error:
         raise BadRecord("truncated", f"in a tar that ends early: {error}") from None
     if len(data) != member.size:
         raise BadRecord("truncated", "in a tar that ends early")

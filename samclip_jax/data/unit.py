@@ -56,7 +56,7 @@ def make_record(found, options, dropped):
     """Input -> bytes of a record. BadRecord if it cannot be used; counts annotations `dropped`."""
     if found.error:
         raise found.error
-    image = open_image(found.image, found.size)
+    image = open_image(found.image, found.size, found.key)
     size = image.shape[:2]
     if min(size) < options.min_side:
         raise BadRecord("too_small", f"{size[1]} x {size[0]} px")
