@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 from scipy.io import savemat
-from test_prepare import HEIGHT, WIDTH, photograph, run
+from test_prepare import HEIGHT, WIDTH, photograph
+from test_prepare import run_here as run
 
 from samclip_jax.data.evaluation_sets import CLASS_NAMES
 from samclip_jax.data.sources import make_source
@@ -146,6 +147,13 @@ def test_several_sets_in_one_folder_are_not_taken_for_one(tmp_path):
 
 VALUES = np.random.default_rng(0).integers(0, 256, (HEIGHT, WIDTH), np.uint8)
 VALUES[:20] = VALUES[:20] % 3
+
+
+def only(limit, other):
+    """The values under `limit`, `other` for the rest."""
+    return np.where(VALUES < limit, VALUES, other).astype(np.uint8)
+
+
 OBJECTS = "\n".join(
     ["Idx\tRatio\tTrain\tVal\tStuff\tName"]
     + [f"{i}\t0.1\t1\t1\t0\tthing {i}, other name" for i in range(1, 151)]
@@ -157,7 +165,7 @@ MAPS = {
             "ImageSets/Segmentation/val.txt": "a\n",
             "JPEGImages/a.jpg": 0,
             "JPEGImages/b.jpg": 1,
-            "SegmentationClass/a.png": png(VALUES, palette=True),
+            "SegmentationClass/a.png": png(only(21, 255), palette=True),
         },
         CLASS_NAMES["voc"],
         np.where(VALUES < 21, VALUES.astype(int), -1),
@@ -166,17 +174,17 @@ MAPS = {
         {
             "VOCdevkit/VOC2010/ImageSets/Main/val.txt": "a\n",
             "VOCdevkit/VOC2010/JPEGImages/a.jpg": 0,
-            "59_context_labels/a.png": png(VALUES),
+            "59_context_labels/a.png": png(only(60, 0)),
             "59_labels.txt": CONTEXT,
         },
         ["background", *(f"thing {i}" for i in range(1, 60))],
-        np.where(VALUES < 60, VALUES.astype(int), -1),
+        only(60, 0),
     ),
     "ade20k": (
         {
             "images/validation/a.jpg": 0,
             "images/training/b.jpg": 1,
-            "annotations/validation/a.png": png(VALUES),
+            "annotations/validation/a.png": png(only(151, 0)),
             "objectInfo150.txt": OBJECTS,
         },
         [f"thing {i}" for i in range(1, 151)],
@@ -199,13 +207,13 @@ def test_maps_of_classes(tmp_path, kind):
 
 
 def test_coco_stuff_leaves_out_what_no_image_has(tmp_path):
-    maps = {"a.png": png(VALUES), "a_labelTrainIds.png": png(VALUES), "a.jpg": 1}
+    maps = {"a.png": png(only(182, 255)), "a_labelTrainIds.png": png(VALUES), "a.jpg": 1}
     maps = write(tmp_path / "stuffthingmaps/val2017", maps)
     images = write(tmp_path / "val2017", {"a.jpg": 0})
     source, records = made("coco_stuff", maps, tmp_path / "out", images=str(images))
     named = np.array([*source.classes, None])[records["a.jpg"]["semantic"]]
     assert list(records) == ["a.jpg"]
-    for value, name in ((0, "person"), (11, None), (12, "stop sign"), (181, "wood"), (255, None)):
+    for value, name in ((0, "person"), (11, None), (12, "stop sign"), (181, "wood"), (200, None)):
         assert set(named[VALUES == value]) == {name}
 
 

@@ -4,6 +4,7 @@ import functools
 import io
 import json
 import os
+import pickle
 import random
 import shutil
 import signal
@@ -21,7 +22,7 @@ from pycocotools import mask as rle
 from samclip_jax.data import pipeline, prepare
 from samclip_jax.data.decode import BadRecord
 from samclip_jax.data.sources import make_source
-from samclip_jax.data.unit import Options, chosen
+from samclip_jax.data.unit import Options, chosen, prepare_unit
 from samclip_jax.errors import UserError
 
 HEIGHT, WIDTH = 60, 80
@@ -72,6 +73,17 @@ def sa1b(folder, tars=2, images=6):
 
 def run(kind, source, output, workers=1, options=None, **more):
     runner = functools.partial(prepare.run, workers=workers)
+    return prepare.prepare(kind, source, output, options or Options(), runner, **more)
+
+
+def run_here(kind, source, output, options=None, **more):
+    """The same in this process, which is faster; the kind is pickled as for another one."""
+
+    def runner(kind, options, output, left):
+        kind = pickle.loads(pickle.dumps(kind))
+        for name, what in left:
+            prepare_unit(kind, options, output, name, what)
+
     return prepare.prepare(kind, source, output, options or Options(), runner, **more)
 
 

@@ -327,11 +327,9 @@ def test_sa1b(tmp_path):
     assert annotation["box"].tolist() == [8, 5, 20, 15]
     assert annotation["point"].tolist() == [9.5, 6.5]
     assert np.argwhere(np.asarray(annotation["mask"])).min(0).tolist() == [5, 8]
-    for wrong in (1, 2):
-        (annotation,) = source[wrong]["annotations"]
-        with pytest.raises(BadRecord, match="bad_annotation"):
-            np.asarray(annotation["mask"])
-    assert source[3]["annotations"] == []
+    for wrong, reason in ((1, "bad_mask"), (2, "bad_mask"), (3, "bad_box")):
+        assert source[wrong]["annotations"] == []
+        assert [dropped[:2] for dropped in source[wrong]["dropped"]] == [("1", reason)]
     rejected = collections.Counter()
     assert len(list(readable(source, rejected))) == 4 and rejected == {"bad_annotation": 3}
 

@@ -84,7 +84,7 @@ def prepare(kind_name, source, output, options, runner, **kind_options):
         check = functools.partial(require_usable, options=options, output=output)
         work = functools.partial(prepare_unit, kind, options, output)
         run_left(runner, work, output, [(name, what) for name, what, _ in units], check)
-        return finish(output, about, [name for name, *_ in units], options, kind.classes, runner)
+        return finish(output, about, [name for name, *_ in units], options, kind, runner)
 
 
 def run_left(runner, work, output, items, check):
@@ -180,7 +180,7 @@ def tick():
 # ----------------------------------------------------------------------------------------- the end
 
 
-def finish(output, about, names, options, classes, runner):
+def finish(output, about, names, options, kind, runner):
     """Packs the units into shards without duplicates, writes rejects.jsonl and manifest.json, and
     returns the manifest."""
     units = [read_unit(output, name) for name in names]
@@ -189,7 +189,10 @@ def finish(output, about, names, options, classes, runner):
         duplicates = find_duplicates(units, lambda number: contents(output, names[number]))
     rejects = [reject for unit in units for reject in unit["rejects"]]
     reasons = collections.Counter(reason for _, reason, _ in rejects)
-    dropped = sum((collections.Counter(unit["dropped"]) for unit in units), collections.Counter())
+    dropped = collections.Counter(reason for *_, reason, _ in kind.dropped)
+    for unit in units:
+        dropped.update(unit["dropped"])
+    annotations = [*kind.dropped, *(each for unit in units for each in unit["dropped_annotations"])]
     inputs = sum(unit["inputs"] for unit in units)
     check = functools.partial(require_usable, options=options, output=output)
     check(inputs, reasons)
@@ -203,12 +206,17 @@ def finish(output, about, names, options, classes, runner):
         "reasons": reasons,
         "annotations_dropped": dropped,
         "damaged": [each for unit in units for each in unit["damaged"]],
-        "classes": classes or sorted({label for unit in units for label in unit["labels"]}),
+        "classes": kind.classes or sorted({label for unit in units for label in unit["labels"]}),
         "shards": shards,
     }
     if not manifest["records"]:
         raise UserError(f"nothing in {about['source']} can be used; see {output}/progress")
-    listed = (dict(zip(("key", "reason", "detail"), each, strict=True)) for each in rejects)
+    named = ("key", "annotation", "reason", "detail"), annotations
+    listed = [
+        dict(zip(names, each, strict=True))
+        for names, lines in (named, (("key", "reason", "detail"), rejects))
+        for each in lines
+    ]
     write_whole(output / records.REJECTS, "".join(json.dumps(each) + "\n" for each in listed))
     write_whole(output / records.MANIFEST, json.dumps(manifest, indent=2) + "\n")
     clear(output, manifest)
@@ -286,6 +294,8 @@ def main():
     print(f"{given[2]}: {found['records']} records of {found['inputs']} inputs", end="")
     reasons = ", ".join(f"{n} {reason}" for reason, n in sorted(found["reasons"].items()))
     print(f"; {found['rejects']} rejected: {reasons}" if reasons else "")
+    for reason, number in found["annotations_dropped"].items():
+        print(f"annotations left out: {number} {reason}")
     for each in found["damaged"]:
         print(f"damaged: {each}")
 

@@ -15,7 +15,6 @@ import zlib
 
 import numpy as np
 
-from samclip_jax.data.annotations import checked
 from samclip_jax.data.coco import CocoInstances
 from samclip_jax.data.decode import BadRecord, line, read_file
 from samclip_jax.data.files import ImageFolder
@@ -28,9 +27,10 @@ FILES = 4096  # of a folder, COCO or TFDS in one unit, or a 64th of them, but no
 class Input:
     """An image file's bytes and, where the source has them, what is known of the image.
 
-    annotations: [(entry in COCO's format, point or None, category or None)]. semantic: int [H, W],
-    index into the kind's classes, -1 without a class. size: height and width in px of the image
-    that these were made for. error: the BadRecord that came instead of the bytes.
+    annotations: entries in COCO's format, or SA-1B's; categories: {id as text: name} of them, None
+    where they have none. semantic: int [H, W], index into the kind's classes, -1 without a class;
+    dropped: what annotations.usable left out of it. size: height and width in px of the image that
+    these were made for. error: the BadRecord that came instead of the bytes.
     """
 
     key: str
@@ -38,30 +38,36 @@ class Input:
     label: str | None = None
     captions: list | None = None
     annotations: list | None = None
+    categories: dict | None = None
+    dropped: list = dataclasses.field(default_factory=list)
     semantic: np.ndarray | None = None
     size: tuple | None = None
     error: BadRecord | None = None
 
 
 class Kind:
-    """The least that a kind has."""
+    """The least that a kind has. dropped: (image, annotation, reason, detail) of the annotations
+    that belong to no input."""
 
     classes = None
+    dropped = ()
 
 
 class Listed(Kind):
     """Image files that are known by name.
 
     items: [(path under `root`, what is known of the image)], where are, if at all, "key", else the
-    path is it, "label", "captions" and "map", what `semantic` makes its int [H, W] of.
+    path is it, "label", "captions", "annotations" with the "size" they were made for, "error", why
+    it cannot be used, and "map", what `semantic` makes an Input's semantic and dropped of.
     """
 
-    def __init__(self, root, items, classes=None, semantic=None):
+    def __init__(self, root, items, classes=None, semantic=None, categories=None, dropped=()):
         self.root, self.items = root, items
         self.classes, self.semantic = classes, semantic
+        self.categories, self.dropped = categories, dropped
 
     def __getstate__(self):  # a worker is sent its unit, not all of them
-        return self.__dict__ | {"items": None}
+        return self.__dict__ | {"items": None, "dropped": ()}
 
     def units(self):
         return _cut(self.items)
@@ -72,13 +78,17 @@ class Listed(Kind):
             if not wanted(found.key):
                 continue
             found.label, found.captions = known.get("label"), known.get("captions")
-            if "map" in known:
+            found.annotations, found.size = known.get("annotations"), known.get("size")
+            found.categories = self.categories
+            if known.get("error"):
+                found.error = BadRecord("bad_annotation", known["error"])
+            elif "map" in known:
                 try:
-                    found.semantic = self.semantic(known["map"])
+                    found.semantic, found.dropped = self.semantic(known["map"])
                     found.size = found.semantic.shape
                 except BadRecord as error:
                     found.error = error
-            yield _from_file(found, self.root / name)
+            yield found if found.error else _from_file(found, self.root / name)
 
 
 def folder(source, labels=False):
@@ -91,32 +101,12 @@ def folder(source, labels=False):
     return Listed(images.path, items, images.classes)
 
 
-class Coco(Kind):
+def coco(source, images):
     """COCO's instances, or LVIS'; the image files lie in the folder `images`."""
-
-    def __init__(self, source, images):
-        self.source = CocoInstances(source, images)
-        self.classes = self.source.classes
-
-    def units(self):
-        return _cut(self.source.ids)
-
-    def read(self, ids, damaged, wanted):
-        for id in ids:
-            entry = self.source.images[id]
-            found = Input(entry["file_name"], annotations=[])
-            if not wanted(found.key):
-                continue
-            try:
-                with checked():
-                    found.size = entry["height"], entry["width"]
-                    for each in self.source.annotations[id]:
-                        if not each.get("iscrowd"):
-                            category = self.source.names[each["category_id"]]
-                            found.annotations.append((each, None, category))
-            except BadRecord as error:
-                found.error = error
-            yield _from_file(found, self.source.folder / entry["file_name"])
+    instances = CocoInstances(source, images)
+    items = [(image["key"], image) for image in instances.images]
+    given = {"categories": instances.categories, "dropped": instances.dropped}
+    return Listed(instances.folder, items, instances.classes, **given)
 
 
 class Tfds(Kind):
@@ -170,7 +160,7 @@ class Tfds(Kind):
 
 KINDS = {
     "folder": folder,
-    "coco": Coco,
+    "coco": coco,
     "tfds": Tfds,
 }
 

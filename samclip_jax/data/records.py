@@ -1,7 +1,8 @@
 """A prepared record as bytes, and a prepared data set as a directory:
 
     manifest.json          what was prepared from what, and every shard with its count and checksum
-    rejects.jsonl          a line for each input that could not be used: key, reason, detail
+    rejects.jsonl          a line for each input that could not be used: key, reason, detail; and,
+                           with its "annotation" too, for each annotation that was left out of one
     shards/*.array_record  records one after the other, random access
 
 A record is msgpack of {"key": str, "image": bytes of an image file}, and where the source has them
@@ -25,7 +26,16 @@ import msgpack
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 
-from samclip_jax.data.annotations import CompressedMask
+from samclip_jax.data.annotations import (
+    CompressedMask,
+    area_of,
+    checked,
+    cut_box,
+    image_size,
+    point_of,
+    report_dropped,
+    usable,
+)
 from samclip_jax.data.decode import BadRecord, open_image
 from samclip_jax.data.storage import retried
 from samclip_jax.errors import UserError
@@ -54,18 +64,21 @@ def decode(data):
         pixels = cv2.imdecode(np.frombuffer(record["semantic"], np.uint8), cv2.IMREAD_UNCHANGED)
         record["semantic"] = pixels.astype(np.int32) - 1
     if "annotations" in record:
-        size, shape = tuple(record.pop("size")), record["image"].shape[:2]
-        record["annotations"] = [_annotation(each, size, shape) for each in record["annotations"]]
+        with checked():
+            size = image_size(dict(zip(("height", "width"), record.pop("size"), strict=True)))
+        shape = record["image"].shape[:2]
+        read = functools.partial(_annotation, size=size, shape=shape)
+        record["annotations"], record["dropped"] = usable(record["annotations"], read)
+        report_dropped(record["key"], record["dropped"])
     return record
 
 
 def _annotation(stored, size, shape):
-    point, mask = stored["point"], stored["mask"]
-    return stored | {
-        "box": np.float32(stored["box"]),
-        "point": None if point is None else np.float32(point),
-        "mask": mask and CompressedMask({"counts": mask, "size": size}, size, shape),
-    }
+    box, mask = cut_box(stored["box"], shape), stored["mask"]
+    if mask is not None:
+        mask = CompressedMask({"counts": mask, "size": size}, size, shape)
+    point, area = point_of(stored["point"], shape), area_of(stored["area"], box, mask)
+    return stored | {"box": box, "point": point, "mask": mask, "area": area}
 
 
 class ShardWriter:

@@ -11,6 +11,8 @@ A source has a length, and `source[i]` is a record, a dict:
                  ratio and perhaps more pixels                                     where it has maps
     label        int, index into source.classes                  where it has image classes
     captions     list of str, what people said of the image           where it has captions
+    dropped      list of (annotation, reason, detail) of those that cannot be used: left out, with
+                 one of the REASONS of annotations                where it has annotations or maps
 
 A record that cannot be used raises decode.BadRecord with one of the REASONS there, a Jpeg when it
 is decoded: training replaces it, evaluation skips it, both count it. What is wrong with a source as
@@ -22,8 +24,15 @@ import inspect
 import pathlib
 
 from samclip_jax.data import records
-from samclip_jax.data.annotations import annotation, checked, sa1b_objects
-from samclip_jax.data.coco import Captions, CocoInstances, CocoPanoptic
+from samclip_jax.data.annotations import (
+    annotation,
+    checked,
+    report_dropped,
+    sa1b_contents,
+    usable,
+)
+from samclip_jax.data.captions import Captions
+from samclip_jax.data.coco import CocoInstances, CocoPanoptic
 from samclip_jax.data.decode import open_image, read_file
 from samclip_jax.data.files import Files, ImageFolder
 from samclip_jax.data.shapes import ShapeObjects, ShapeScenes
@@ -81,13 +90,14 @@ class Sa1b(ImageFolder):
 
     def __getitem__(self, index):
         name = self.files[index]
+        key = pathlib.Path(name).as_posix()
         with checked():
-            beside = read_file((self.path / name).with_suffix(".json"), absent="bad_annotation")
-            size, objects = sa1b_objects(beside)
-            found = [annotation(entry, size, point) for entry, point in objects]
-            image = open_image(self.path / name, size)
-        found = [each for each in found if each is not None]
-        return {"key": pathlib.Path(name).as_posix(), "image": image, "annotations": found}
+            data = read_file((self.path / name).with_suffix(".json"), absent="bad_annotation")
+        size, entries = sa1b_contents(data)
+        annotations, dropped = usable(entries, lambda entry: annotation(entry, size))
+        report_dropped(key, dropped)
+        image = open_image(self.path / name, size)
+        return {"key": key, "image": image, "annotations": annotations, "dropped": dropped}
 
 
 class Prepared(Files):

@@ -1,17 +1,17 @@
 """Kinds of data.prepare: tar files of images with what belongs to them beside them."""
 
 import lzma
-import pathlib
 import posixpath
 import tarfile
 import zlib
 
-from samclip_jax.data.annotations import checked, sa1b_objects
+from samclip_jax.data.annotations import sa1b_contents
 from samclip_jax.data.decode import PICTURES, BadRecord
 from samclip_jax.data.files import is_hidden, walk
 from samclip_jax.data.raw import Input, Kind
 from samclip_jax.data.storage import retried
 from samclip_jax.errors import UserError
+from samclip_jax.paths import existing
 
 TARS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
 OTHER_TARS = (".tar.zst", ".tzst", ".tar.lz4", ".tar.lzma", ".tar.z")
@@ -30,7 +30,7 @@ class Tars(Kind):
     """
 
     def __init__(self, source, extension=None):
-        self.source = pathlib.Path(source)
+        self.source = existing(source)
         self.folder = self.source.parent if self.source.is_file() else self.source
         self.extensions = extension and [each.lstrip(".") for each in extension.lower().split(";")]
 
@@ -110,7 +110,7 @@ class Tars(Kind):
     def fill(self, found, path, tar, member, beside):
         """Adds to the input the bytes of `member` and what lies beside it."""
         try:
-            found.image = _bytes(tar, member)
+            found.image = read_member(tar, member)
             self.describe(found, path, tar, beside)
         except BadRecord as error:
             found.error = error
@@ -141,9 +141,7 @@ class Sa1bTars(Tars):
     def describe(self, found, path, tar, beside):
         if "json" not in beside:
             raise BadRecord("bad_annotation", "no json beside the image")
-        with checked():
-            found.size, objects = sa1b_objects(_bytes(tar, beside["json"]))
-            found.annotations = [(entry, point, None) for entry, point in objects]
+        found.size, found.annotations = sa1b_contents(read_member(tar, beside["json"]))
 
 
 def _of_file(path, read):
@@ -208,7 +206,7 @@ def _group(names, cut):
     return list(groups.values())
 
 
-def _bytes(tar, member):
+def read_member(tar, member):
     if member is None:
         raise BadRecord("unreadable", "a link to what is not in the tar")
     try:

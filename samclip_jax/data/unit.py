@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from samclip_jax.data import records, transforms
-from samclip_jax.data.annotations import annotation, checked
+from samclip_jax.data.annotations import BadAnnotation, annotation, usable
 from samclip_jax.data.decode import BadRecord, is_upright_jpeg, open_image
 from samclip_jax.errors import UserError
 
@@ -53,7 +53,8 @@ def chosen(key, share, salt):
 
 
 def make_record(found, options, dropped):
-    """Input -> bytes of a record. BadRecord if it cannot be used; counts annotations `dropped`."""
+    """Input -> bytes of a record. BadRecord if it cannot be used. Appends the annotations that it
+    leaves out to `dropped`, as annotations.usable has them."""
     if found.error:
         raise found.error
     image = open_image(found.image, found.size, found.key)
@@ -71,13 +72,15 @@ def make_record(found, options, dropped):
     for name in ("label", "captions", "semantic"):
         if getattr(found, name) is not None:
             record[name] = getattr(found, name)
+    dropped += found.dropped
     if found.annotations is not None:
-        with checked():
-            kept = [keep(*each, size, shape, options, dropped) for each in found.annotations]
-        record["annotations"] = [each for each in kept if each]
+        read = functools.partial(keep, found.categories, size, shape, options)
+        record["annotations"], left_out = usable(found.annotations, read)
         record["size"] = size
+        dropped += left_out
         if not record["annotations"]:
-            raise BadRecord("no_annotation", f"none of {len(kept)} can be used")
+            detail = f"none of {len(found.annotations)} can be used"
+            raise BadRecord("no_annotation", detail)
     return records.encode(record)
 
 
@@ -88,30 +91,24 @@ def smaller(size, options):
     return size if scale == 1 else tuple(max(1, round(side * scale)) for side in size)
 
 
-def keep(entry, point, category, size, shape, options, dropped):
-    """One annotation as it is stored, or None and a reason counted in `dropped`."""
-    found = annotation(entry, size, point, category)
-    if found is None:
-        dropped["bad_box"] += 1
+def keep(categories, size, shape, options, entry):
+    """One annotation as it is stored, None of a crowd. BadAnnotation if it cannot be used."""
+    read = annotation(entry, size, categories)
+    if read is None:
         return None
-    mask, area = found["mask"], found["area"]
+    mask, area, lengths = read["mask"], read["area"], None
     if mask is not None:
-        try:
-            lengths = mask.lengths()
-        except Exception:  # pycocotools raises bare Exceptions too
-            dropped["bad_mask"] += 1
-            return None
+        lengths = mask.lengths()
         area = float(lengths[1::2].sum())
     if area > options.max_mask_area * size[0] * size[1]:
-        dropped["large_mask"] += 1
-        return None
+        raise BadAnnotation("large_mask", f"{area:.0f} px of {size[1]} x {size[0]} px")
     scale = np.float32([shape[1] / size[1], shape[0] / size[0]])
-    point = found["point"]
+    point = read["point"]
     return {
-        "box": (found["box"] * np.tile(scale, 2)).tolist(),
+        "box": (read["box"] * np.tile(scale, 2)).tolist(),
         "point": None if point is None else (point * scale).tolist(),
         "area": area * float(scale.prod()),
-        "category": category,
+        "category": read["category"],
         "mask": lengths.tolist() if options.masks and mask is not None else None,
     }
 
@@ -124,17 +121,22 @@ def prepare_unit(kind, options, output, name, what, tick=lambda: None):
     """
     folder, parts = output / "progress", {split: [] for split in records.SPLITS}
     writers, contents = {}, {split: {"keys": [], "digests": []} for split in records.SPLITS}
-    done = {"inputs": 0, "damaged": [], "rejects": []}
+    done = {"inputs": 0, "damaged": [], "rejects": [], "dropped_annotations": []}
     dropped, labels = collections.Counter(), set()
     wanted = functools.partial(chosen, share=options.fraction, salt=b"fraction")
     for found in kind.read(what, done["damaged"], wanted):
         done["inputs"] += 1
         tick()
+        left_out = []
         try:
-            record = make_record(found, options, dropped)
+            record = make_record(found, options, left_out)
         except BadRecord as bad:
             done["rejects"].append([found.key, bad.reason, str(bad.detail)])
             continue
+        finally:
+            dropped.update(reason for _, reason, _ in left_out)
+            mistakes = [each for each in left_out if each[1] != "large_mask"]
+            done["dropped_annotations"] += [[found.key, *each] for each in mistakes]
         split = "validation" if chosen(found.key, options.validation, b"validation") else "train"
         if split not in writers:
             part = folder / f"{split}-{name}-{len(parts[split])}.array_record"

@@ -20,13 +20,17 @@ class Batches:
     """Lists of `batch_size` prepared records, the last one shorter.
 
     prepare(record) runs in threads. Unusable records are left out and counted in `rejected`, by
-    reason. Progress is shown from ten seconds on.
+    reason; annotations that are left out, of `record["dropped"]`, which prepare may append to, in
+    `dropped`. Progress is shown from ten seconds on.
     """
 
     def __init__(self, source, prepare, batch_size, limit=None):
         self.source, self.prepare, self.batch_size = source, prepare, batch_size
         self.length = len(source) if limit is None else min(limit, len(source))
         self.images, self.rejected = 0, collections.Counter()
+        self.dropped = collections.Counter(
+            reason for *_, reason, _ in getattr(source, "dropped", ())
+        )
 
     def __iter__(self):
         records = self._records()
@@ -35,13 +39,17 @@ class Batches:
             yield batch
 
     def counts(self):
-        """The images used and skipped, as results. UserError if none was usable."""
+        """The images used and skipped and, if any, the annotations dropped, as results. UserError
+        if no image was usable."""
         if not self.images:
             raise UserError(f"no usable image in {self.source}: {dict(self.rejected)}")
         if self.rejected:
             logging.warning("%s: images skipped: %s", self.source, dict(self.rejected))
         yield "images", self.images
         yield "images_skipped", self.rejected.total()
+        if self.dropped:
+            logging.warning("%s: annotations left out: %s", self.source, dict(self.dropped))
+            yield "annotations_dropped", self.dropped.total()
 
     def _records(self):
         waiting = collections.deque()
@@ -53,19 +61,23 @@ class Batches:
                 if index < self.length:
                     waiting.append(threads.submit(self._record, index))
                 if waiting and index >= self.batch_size:
-                    prepared = waiting.popleft().result()
+                    prepared, dropped = waiting.popleft().result()
                     progress.update()
+                    self.dropped.update(reason for _, reason, _ in dropped)
                     if isinstance(prepared, BadRecord):
                         self.rejected[prepared.reason] += 1
                     else:
                         yield prepared
 
     def _record(self, index):
+        dropped = []
         try:
             record = self.source[index]
-            return self.prepare(record | {"image": np.asarray(record["image"])})
+            dropped += record.get("dropped", ())
+            image = np.asarray(record["image"])
+            return self.prepare(record | {"image": image, "dropped": dropped}), dropped
         except BadRecord as bad:
-            return bad
+            return bad, dropped
 
 
 def stack(arrays, rows):  # -> [rows, ...]
@@ -86,8 +98,10 @@ def said(name):
     and wall-other-merged without what only data sets write."""
     if name in CLASS_NAMES["imagenet"]:
         return CLASS_NAMES["imagenet"][name]
-    name = re.sub("(-other|-merged|-stuff)+$", "", name)
-    return CLASS_NAMES["said"].get(name, name).replace("_", " ").replace("/", " ")
+    spelled = CLASS_NAMES["said"]
+    if name not in spelled:
+        name = re.sub("(-other|-merged|-stuff)+$", "", name)
+    return spelled.get(name, name).replace("_", " ").replace("/", " ")
 
 
 def field(record, name):

@@ -59,9 +59,10 @@ def _masks(model, source, name, prompt, multimask, threshold, batch_size, limit)
         frame, size = frames.to_frame(record["image"], side)
         original = record["image"].shape[:2]
         instances = []
-        for annotation in field(record, "annotations"):
+        for place, annotation in enumerate(field(record, "annotations")):
             mask = None if annotation["mask"] is None else np.asarray(annotation["mask"])
             if mask is None or not mask.any():
+                record["dropped"].append((f"#{place}", "no_mask", "no mask, or an empty one"))
                 continue
             coords, labels = prompt(annotation["box"], mask)
             instances.append((transforms.scale_coords(coords, original, size), labels, mask))
