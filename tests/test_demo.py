@@ -50,7 +50,7 @@ def test_the_demo_writes_its_report_and_does_nothing_twice(monkeypatch, tmp_path
 
 def test_the_first_error_of_a_lane_ends_the_others():
     began = time.monotonic()
-    with pytest.raises(UserError, match="prompts: give"):
+    with pytest.raises(UserError, match="must have odds above 0"):
         demo.side_by_side((time.sleep, 60), (PromptConfig, 1, 0.0, 0.0, 0.0))
     assert time.monotonic() - began < 50
 
