@@ -22,7 +22,7 @@ from pycocotools import mask as rle
 from samclip_jax.data import pipeline, prepare
 from samclip_jax.data.decode import BadRecord
 from samclip_jax.data.sources import make_source
-from samclip_jax.data.unit import Options, chosen, prepare_unit
+from samclip_jax.data.unit import Options, chosen
 from samclip_jax.errors import UserError
 
 HEIGHT, WIDTH = 60, 80
@@ -79,10 +79,10 @@ def run(kind, source, output, workers=1, options=None, **more):
 def run_here(kind, source, output, options=None, **more):
     """The same in this process, which is faster; the kind is pickled as for another one."""
 
-    def runner(kind, options, output, left):
-        kind = pickle.loads(pickle.dumps(kind))
-        for name, what in left:
-            prepare_unit(kind, options, output, name, what)
+    def runner(work, items, check):
+        work = pickle.loads(pickle.dumps(work))
+        for item in items:
+            work(*item)
 
     return prepare.prepare(kind, source, output, options or Options(), runner, **more)
 
@@ -315,7 +315,7 @@ def test_killed_at_any_moment_it_goes_on_and_loses_and_doubles_nothing(tmp_path,
 @pytest.mark.parametrize(
     "arguments, sentence",
     [
-        (["sa1b", "nowhere", "out2"], "no tar files in nowhere"),
+        (["sa1b", "nowhere", "out2"], "nowhere does not exist"),
         (["sa1b", "source", "out", "--longest=32"], "begun with another options"),
         (["sa1b", "source", "out3", "--fraction=2"], "--fraction must be from 0 to 1, got 2.0"),
         (["sa1b", "source", "out3", "--longest=0"], "--longest must be from 1"),

@@ -1,6 +1,7 @@
 """Storage that fails for a moment is read again; what stays is an error, never a bad record."""
 
 import collections
+import contextlib
 import errno
 import json
 import os
@@ -40,11 +41,12 @@ def fail(monkeypatch):
 def folder(tmp_path):
     """A photograph with all that sources read beside it."""
     Image.fromarray(picture()).save(tmp_path / "a.jpg")
-    Image.fromarray(picture() // 255).save(tmp_path / "maps.png")
+    Image.new("RGB", (40, 24), (5, 0, 0)).save(tmp_path / "maps.png")
     (tmp_path / "a.json").write_text(json.dumps(sa1b_json()))
     images = [{"id": 7, "file_name": "a.jpg", "height": 24, "width": 40}]
     (tmp_path / "instances.set").write_text(json.dumps(coco_json(images=images)))
-    segments = [{"image_id": 7, "file_name": "maps.png", "segments_info": []}]
+    segments = [{"image_id": 7, "file_name": "maps.png"}]
+    segments[0]["segments_info"] = [{"id": 5, "category_id": 3}]
     contents = coco_json(images=images, annotations=segments)
     (tmp_path / "panoptic.set").write_text(json.dumps(contents))
     return tmp_path
@@ -64,7 +66,7 @@ READERS = {  # how a record is read, and the file that fails
         )[0],
         "maps.png",
     ),
-    "prepare_coco": (lambda f: prepared(raw.Coco(f / "instances.set", f)), "a.jpg"),
+    "prepare_coco": (lambda f: prepared(raw.coco(f / "instances.set", f)), "a.jpg"),
     "prepare_maps": (
         lambda f: prepared(evaluation_sets.coco_panoptic(f / "panoptic.set", f, f)),
         "maps.png",
@@ -98,13 +100,17 @@ def test_a_stream_ends_where_storage_fails_and_goes_on_exactly(folder, fail):
     for name in ("b.png", "c.png"):
         Image.fromarray(picture()[::-1]).save(folder / name)
     source, config = make_source("folder", path=folder), ClipStream(4, (16,), 16)
-    expected = [next(stream(source, config, 0, start=i, keys=True)) for i in range(3)]
+    expected = [keys_of(source, config, batch) for batch in range(3)]
     fail("b.png", errno.ESTALE, times=5)
     with pytest.raises(UserError, match=r"b\.png was not read"):
         batches = stream(source, config, 0)
         _ = [next(batches) for _ in range(3)]
-    found = [next(stream(source, config, 0, start=i, keys=True)) for i in range(3)]
-    assert [batch["key"] for batch in found] == [batch["key"] for batch in expected]
+    assert [keys_of(source, config, batch) for batch in range(3)] == expected
+
+
+def keys_of(source, config, batch):
+    with contextlib.closing(stream(source, config, 0, start=batch, keys=True)) as batches:
+        return next(batches)["key"]
 
 
 def test_a_file_that_is_not_there_is_counted(folder):

@@ -13,13 +13,13 @@ from samclip_jax.errors import UserError
 
 
 def test_what_a_fraction_leaves_out_is_not_read(tmp_path, monkeypatch):
-    path, read, original = sa1b(tmp_path) / "sa_000000.tar", [], tars._bytes
+    path, read, original = sa1b(tmp_path) / "sa_000000.tar", [], tars.read_member
 
     def noted(tar, member):
         read.append(member.name)
         return original(tar, member)
 
-    monkeypatch.setattr(tars, "_bytes", noted)
+    monkeypatch.setattr(tars, "read_member", noted)
     (found,) = tars.Sa1bTars(tmp_path).read(path, [], lambda key: key == "sa_3.jpg")
     assert found.key == "sa_3.jpg" and read == ["sa_3.jpg", "sa_3.json"]
 
