@@ -6,6 +6,7 @@ import numpy as np
 import tokenizers
 
 from samclip_jax.errors import UserError
+from samclip_jax.inference.texts import text_list
 
 STARTS = ("<|startoftext|>", "<start_of_text>")  # as Hugging Face and as OpenCLIP spell them
 ENDS = ("<|endoftext|>", "<end_of_text>")
@@ -31,8 +32,10 @@ class Tokenizer:
         self.start, self.end = self._id(STARTS), self._id(ENDS)
 
     def __call__(self, texts):  # [N] str -> int32 [N, context_length]
-        """Start, the text's tokens, end, zeros. A text that is too long is cut before the end."""
-        texts = [_clean(text) for text in texts]
+        """Start, the text's tokens, end, zeros. A text that is too long is cut before the end.
+
+        UserError if texts is no list of texts (inference/texts.py)."""
+        texts = [_clean(text) for text in text_list("texts", texts)]
         encodings = self._vocabulary.encode_batch(texts, add_special_tokens=False)
         ids = np.zeros((len(texts), self.context_length), np.int32)
         for row, encoding in zip(ids, encodings, strict=True):

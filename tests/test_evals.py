@@ -20,7 +20,7 @@ from samclip_jax.evals.zero_shot_segmentation import (
     scores,
     zero_shot_segmentation,
 )
-from samclip_jax.inference.model import TEMPLATES
+from samclip_jax.inference.texts import TEMPLATES
 
 NAMES = ["red star", "blue ring", "grass"]
 
@@ -147,6 +147,21 @@ def test_recall_counts_the_own_image_and_any_own_caption(tiny_clip, monkeypatch)
     )  # b is the second's nearest, c's the third's
     assert found["mean_recall_at_1"] == pytest.approx((3 / 5 + 1 / 3) / 2)
     assert found["image_recall_at_5"] == found["text_recall_at_5"] == 1
+
+
+def test_an_image_with_a_caption_that_is_no_text_is_skipped(tiny_clip, monkeypatch):
+    source = squares(2)
+    source[0]["captions"], source[1]["captions"] = ["a", "\ud83d"], ["grass"]
+    monkeypatch.setattr(tiny_clip, "encode_image", lambda images: np.ones((len(images), 24)))
+    results = dict(retrieval(tiny_clip, source, batch_size=2))
+    assert (results["images"], results["images_skipped"], results["captions"]) == (1, 1, 1)
+
+
+def test_classes_without_a_name_are_said(tiny_clip):
+    source = Source()
+    source.classes = ["red star", ""]
+    with pytest.raises(UserError, match=r"the classes of .*\[1\] is blank"):
+        dict(zero_shot_classification(tiny_clip, source))
 
 
 # Masks
@@ -287,8 +302,10 @@ def test_real_photographs_to_the_end(tiny_samclip, coco):
         ("box_masks", {"treshold": 1}, "did you mean 'threshold'"),
         ("zero_shot_segmentation", {"upsample": "twice"}, "upsample must be one of"),
         ("zero_shot_segmentation", {"templates": "opena"}, "no templates 'opena'"),
+        ("refined_segmentation", {"templates": ["a photo"]}, "no {} for the name"),
         ("zero_shot_segmentation", {"maskclip": True}, "maskclip"),
         ("refined_segmentation", {"refinement": {"point": 1}}, "did you mean 'points'"),
+        ("refined_segmentation", {"refinement": {"points": -1}}, "points must be a whole number"),
     ],
 )
 def test_mistakes_are_one_sentence(tiny_samclip, task, options, sentence):

@@ -152,6 +152,25 @@ def test_a_batch_of_boxes_answers_as_each_box_alone(predictor):
         np.testing.assert_allclose(together[2][i], alone[2], atol=1e-3)
 
 
+def test_a_box_answers_alike_from_all_its_corners(predictor):
+    expected = predictor.predict(box=[5, 6, 40, 30])
+    answers = predictor.predict(box=[40, 6, 5, 30])
+    assert answers[0].any()
+    for answer, array in zip(answers, expected, strict=True):
+        np.testing.assert_array_equal(answer, array)
+
+
+@pytest.mark.parametrize("multimask, count", [(True, 3), (False, 1)])
+def test_no_prompts_have_no_masks(predictor, multimask, count):
+    """As a detector's boxes where it saw nothing: every answer has its axes, of length 0."""
+    options = dict(boxes=np.zeros((0, 4)), multimask_output=multimask)
+    masks, scores, low_res_masks = predictor.predict_batch(**options)
+    assert (masks.shape, masks.dtype) == ((0, count, 45, 60), bool)
+    assert scores.shape == (0, count) and low_res_masks.shape == (0, count, 32, 32)
+    assert predictor.predict_low_res(**options)[0].dtype == np.float32
+    assert predictor.postprocess_masks(low_res_masks).shape == (0, count, 45, 60)
+
+
 def test_maps_go_to_the_photograph_by_way_of_the_frame():
     """Bilinear to the frame, cut, bilinear again; heights and widths differ everywhere."""
     maps = np.random.default_rng(0).standard_normal((2, 8, 12)).astype(np.float32)
@@ -278,6 +297,12 @@ def test_a_sam_has_no_text_and_a_clip_no_masks(tiny_sam, tiny_clip, photograph):
         (lambda p: p.predict(point_coords=np.zeros((1, 2))), "give both"),
         (lambda p: p.predict(np.zeros((2, 2)), np.ones(1)), "a label each"),
         (lambda p: p.predict(mask_input=np.zeros((1, 8, 8))), "mask_input must be"),
+        (lambda p: p.predict(box=np.ones((2, 4))), "box .* use predict_batch"),
+        (lambda p: p.predict_batch(boxes=np.ones(4)), "boxes .* use predict"),
+        (lambda p: p.postprocess_masks(np.zeros((3, 8, 8))), "low_res_masks must be"),
+        (lambda p: sc.Predictor(p.model).postprocess_masks(np.zeros((3, 8, 8))), "set_image"),
+        (lambda p: p.segment(NAMES, refine="yes"), "refine must be True, False"),
+        (lambda p: p.segment(NAMES, templates=["a photo"]), "no {} for the name"),
         (lambda p: p.classify("cat"), "a list of class names"),
         (lambda p: p.classify(["cat"], "opena1"), "no templates"),
         (lambda p: (p.reset_image(), p.classify(["cat"])), "set_image first"),

@@ -12,6 +12,7 @@ from tqdm import tqdm
 from samclip_jax.data.decode import BadRecord
 from samclip_jax.data.evaluation_sets import CLASS_NAMES
 from samclip_jax.errors import UserError
+from samclip_jax.inference import texts
 
 THREADS = 4  # that read and prepare records while the model runs
 
@@ -90,7 +91,7 @@ def class_names(source):
     """The source's classes as one would say them; UserError if it has none."""
     if not getattr(source, "classes", None):
         raise UserError(f"{source} has no classes to choose from: take one with labels or maps")
-    return [said(name) for name in source.classes]
+    return [said(name) for name in texts.class_names(f"the classes of {source}", source.classes)]
 
 
 def said(name):

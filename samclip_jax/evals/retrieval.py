@@ -3,7 +3,10 @@
 import numpy as np
 
 from samclip_jax.data import transforms
+from samclip_jax.data.decode import BadRecord
+from samclip_jax.errors import UserError
 from samclip_jax.evals.batches import Batches, field, stack
+from samclip_jax.inference.texts import text_list
 
 RANKS = (1, 5, 10)
 ROWS = 1024  # queries that are ranked at once
@@ -18,7 +21,12 @@ def retrieval(model, source, image_size=336, batch_size=64, limit=None):
     size = model.config.vision.image_size if model.kind == "clip" else image_size
 
     def prepare(record):
-        return transforms.centre_crop(record["image"], size), field(record, "captions")
+        captions = field(record, "captions")
+        try:
+            captions = text_list("captions", captions)
+        except UserError as error:
+            raise BadRecord("bad_annotation", error) from error
+        return transforms.centre_crop(record["image"], size), captions
 
     images, texts, owners = [], [], []  # owners[i]: the image that texts[i] belongs to
     batches = Batches(source, prepare, batch_size, limit)

@@ -8,6 +8,7 @@ from scipy import ndimage
 
 from samclip_jax.errors import UserError
 from samclip_jax.inference.predictor import Predictor
+from samclip_jax.inference.prompts import at_least
 
 OUTPUT_MODES = ("binary_mask", "uncompressed_rle", "coco_rle")
 CROP_NMS_THRESH = 0.7  # the original's, which it also uses after min_mask_region_area
@@ -17,6 +18,7 @@ class MaskGenerator:
     """Prompts with a grid of points and keeps the sure, stable masks, each object once.
 
     The arguments are the original's, which explains them; crops (crop_n_layers) are not there.
+    UserError names an argument that cannot be used.
     """
 
     def __init__(
@@ -39,6 +41,13 @@ class MaskGenerator:
             raise UserError(
                 f"output_mode must be one of {', '.join(OUTPUT_MODES)}, got {output_mode!r}"
             )
+        at_least("points_per_side", points_per_side, 1, whole=True)
+        at_least("points_per_batch", points_per_batch, 1, whole=True)
+        at_least("pred_iou_thresh", pred_iou_thresh)
+        at_least("stability_score_thresh", stability_score_thresh)
+        at_least("stability_score_offset", stability_score_offset, 0)
+        at_least("box_nms_thresh", box_nms_thresh, 0)
+        at_least("min_mask_region_area", min_mask_region_area, 0)
         self.predictor = Predictor(model)
         self.points_per_side = points_per_side
         self.points_per_batch = points_per_batch

@@ -2,7 +2,6 @@
 
 import copy
 import functools
-import json
 from pathlib import Path
 
 import jax
@@ -12,6 +11,9 @@ import numpy as np
 from samclip_jax import checkpoint, models
 from samclip_jax.config import DTYPES, one_of
 from samclip_jax.errors import UserError, os_errors
+from samclip_jax.inference.images import BATCH, checked
+from samclip_jax.inference.prompts import decoder_arguments
+from samclip_jax.inference.texts import PHOTO, class_names, class_texts, text_list
 from samclip_jax.models.config import kind_of
 from samclip_jax.models.samclip import unit
 from samclip_jax.ops.resize import resize_images
@@ -21,9 +23,6 @@ from samclip_jax.tokenizer import Tokenizer
 WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 TEXT_BATCH = 256  # texts in one call of the text tower, at most
 PROMPT_BATCH = 32  # prompts in one call of the mask decoder, at most
-TEMPLATES = json.loads((Path(__file__).parent / "templates.json").read_text())
-PHOTO = ("a photo of a {}.",)
-BATCH = ("B", "H", "W", "3")
 
 
 def load(path, dtype=jnp.float32):
@@ -106,16 +105,19 @@ class Model:
         divides their sides, else resizes to the nearest sides that it divides.
         """
         self.require("clip", "samclip", what="encode_image")
-        return np.asarray(self.run(_encode_image, checked(images, BATCH), dtype=self.dtype))
+        images = checked("images", images, BATCH)
+        return np.asarray(self.run(_encode_image, images, dtype=self.dtype))
 
     def encode_text(self, texts):  # list of str -> float32 [N, D], unit length
-        """Text embeddings of the texts as they are, no template added."""
+        """Text embeddings of the texts as they are, no template added; a long one is cut.
+
+        UserError if texts is no list of texts, see inference/texts.py; blank ones are taken.
+        """
         self.require("clip", "samclip", what="encode_text")
-        if isinstance(texts, str) or not len(texts):
-            raise UserError(f"encode_text needs a list of texts, got {texts!r}")
+        texts = text_list("texts", texts)
         if self.tokenizer is None:
             raise UserError("this checkpoint has no tokenizer.json: import it again with one")
-        tokens = self.tokenizer(list(texts))
+        tokens = self.tokenizer(texts)
         parts = [
             np.asarray(self.run(_encode_text, _padded(part, TEXT_BATCH), dtype=self.dtype))
             for part in _chunks(tokens, TEXT_BATCH)
@@ -125,21 +127,15 @@ class Model:
     def class_embeddings(self, names, templates=PHOTO):  # -> float32 [N, D], unit length
         """One embedding a class: the mean over the templates, renormalised.
 
-        templates: strings with {} for the name, or a set of templates.json: "openai" (80), "simple"
-        (7). As open_clip.build_zero_shot_classifier.
+        names: a list of texts, none blank. templates: texts with {} for the name, functions of the
+        name, or a set of templates.json: "openai" (80), "simple" (7). As
+        open_clip.build_zero_shot_classifier. UserError if one cannot be used.
         """
-        if isinstance(templates, str):
-            if templates not in TEMPLATES:
-                raise UserError(
-                    f"no templates {templates!r}; there are {', '.join(TEMPLATES)}, "
-                    "or give a list of texts with {} for the name"
-                )
-            templates = TEMPLATES[templates]["templates"]
-        if isinstance(names, str) or not len(names):
-            raise UserError(f"a list of class names is needed, got {names!r}")
-        texts = [template.replace("{}", name) for name in names for template in templates]
-        each = self.encode_text(texts).reshape(len(names), len(templates), -1)
-        return np.asarray(unit(each.mean(1)))
+        self.require("clip", "samclip", what="class_embeddings")
+        names = class_names("names", names)
+        texts, count = class_texts(names, templates)
+        embeddings = self.encode_text(texts).reshape(len(names), count, -1)
+        return np.asarray(unit(embeddings.mean(1)))
 
     def patch_embeddings(self, images, maskclip=False):  # uint8 [B, H, W, 3] -> [B, h, w, D]
         """Embeddings of unit length for every patch, in the text's space; sizes as encode_image.
@@ -148,20 +144,22 @@ class Model:
         last block's value path alone (arXiv 2112.01071).
         """
         self.require("clip", "samclip", what="segmentation by text")
+        images = checked("images", images, BATCH)
         if self.kind == "clip":
             call = functools.partial(self.run, _clip_patches, values=maskclip)
         elif maskclip:
             raise UserError("maskclip is a way to read a plain CLIP; a merged model has its head")
         else:
             call = functools.partial(self.run, _head_patches)
-        return np.asarray(call(checked(images, BATCH), dtype=self.dtype))
+        return np.asarray(call(images, dtype=self.dtype))
 
     # Masks
 
     def encode_frames(self, frames, sizes):  # uint8 [B, S, S, 3], int [B, 2] -> EncoderOutput
         """One encoder pass; `sizes` (height, width) of the photograph at each frame's top left."""
         self.require("sam", "samclip", what="a mask")
-        return self.run(_encode_frames, frames, np.asarray(sizes), dtype=self.dtype)
+        frames = checked("frames", frames, BATCH)
+        return self.run(_encode_frames, frames, np.asarray(sizes, np.int32), dtype=self.dtype)
 
     def head(self, tokens):  # [B, h, w, C] -> float32 [B, D], [B, h, w, D], unit length
         """The CLIP head on an encoder pass: the image's embedding and every patch's."""
@@ -174,18 +172,20 @@ class Model:
         index int [K]: the image that each prompt belongs to; points float [K, N, 2]: x, y in px of
         the frame; labels int [K, N] (see prompt_encoder); masks: logits [K, 4h, 4w] or None.
         Returns low_res_masks float32 [K, M, 4h, 4w] and scores [K, M]; M is 3 with multimask, the
-        answers for an ambiguous prompt, else 1.
+        answers for an ambiguous prompt, else 1. UserError names an argument that cannot be used.
         """
-        prompts = [np.asarray(index, np.int32), np.asarray(points, np.float32)]
-        prompts += [np.asarray(labels, np.int32)]
-        prompts += [] if masks is None else [np.asarray(masks, np.float32)]
-        found = []
-        for chunk in zip(*(_chunks(each, PROMPT_BATCH) for each in prompts), strict=True):
+        self.require("sam", "samclip", what="a mask")
+        prompts = decoder_arguments(index, points, labels, masks, embedding)
+        height, width = (4 * side for side in embedding.shape[1:3])
+        answers = 3 if multimask else 1
+        low_res_masks = [np.zeros((0, answers, height, width), np.float32)]
+        scores = [np.zeros((0, answers), np.float32)]
+        for chunk in zip(*(_chunks(array, PROMPT_BATCH) for array in prompts), strict=True):
             padded = [_padded(part, PROMPT_BATCH) for part in chunk]
-            low_res_masks, scores = self.run(_masks, embedding, *padded, multimask=multimask)
-            kept = len(chunk[0])
-            found.append((np.asarray(low_res_masks)[:kept], np.asarray(scores)[:kept]))
-        return tuple(np.concatenate(parts) for parts in zip(*found, strict=True))
+            answer = self.run(_masks, embedding, *padded, multimask=bool(multimask))
+            for arrays, array in zip((low_res_masks, scores), answer, strict=True):
+                arrays.append(np.asarray(array)[: len(chunk[0])])
+        return np.concatenate(low_res_masks), np.concatenate(scores)
 
     @property
     def encoder(self):
@@ -234,15 +234,6 @@ def _fitted(module, images):
     patch = module.encoder.config.patch
     sides = [max(1, int(side / patch + 0.5)) * patch for side in images.shape[1:3]]
     return resize_images(images, sides) if sides != list(images.shape[1:3]) else images
-
-
-def checked(image, axes):
-    """The array, or a UserError if it is not uint8 of these axes, the last one RGB."""
-    image = np.asarray(image)
-    if image.dtype != np.uint8 or image.ndim != len(axes) or image.shape[-1] != 3 or not image.size:
-        wanted = ", ".join(axes)
-        raise UserError(f"need uint8 [{wanted}], RGB; got {image.dtype} {list(image.shape)}")
-    return image
 
 
 def _chunks(array, length):

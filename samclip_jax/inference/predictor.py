@@ -6,14 +6,10 @@ from scipy import special
 from samclip_jax.data import transforms
 from samclip_jax.errors import UserError
 from samclip_jax.inference import frames
-from samclip_jax.inference.model import PHOTO, checked
+from samclip_jax.inference.images import PHOTOGRAPH, checked
+from samclip_jax.inference.prompts import decoder_prompts, numbers
 from samclip_jax.inference.refine import Refinement, refined_labels
-from samclip_jax.models.prompt_encoder import (
-    ABSENT,
-    BOX_BOTTOM_RIGHT,
-    BOX_TOP_LEFT,
-    NOT_A_POINT,
-)
+from samclip_jax.inference.texts import PHOTO
 
 LOGIT_SCALE = 100.0  # of cosines; where CLIP's own temperature ends
 
@@ -44,7 +40,7 @@ class Predictor:
         """Encodes the photograph that everything else is about. image_format: RGB or BGR."""
         if image_format not in ("RGB", "BGR"):
             raise UserError(f"image_format must be RGB or BGR, got {image_format!r}")
-        image = checked(image, ("H", "W", "3"))
+        image = checked("image", image, PHOTOGRAPH)
         self.reset_image()
         self._image = image if image_format == "RGB" else image[..., ::-1]
         self.original_size = image.shape[:2]
@@ -71,14 +67,16 @@ class Predictor:
         """Masks for one prompt.
 
         point_coords [N, 2]: x, y in px of the photograph; point_labels [N]: 1 foreground, 0
-        background; box [4]: x0, y0, x1, y1; mask_input [1, 4h, 4w]: logits of an earlier answer.
+        background, -1 no point, which fills up a list of points; box [4]: x0, y0, x1, y1, two
+        opposite corners; mask_input [1, 4h, 4w]: logits, one of the low_res_masks of an earlier
+        answer. Points and boxes may lie partly outside of the photograph; farther outside than it
+        is long is a mistake. A box without area is taken as it is.
         Returns masks bool [C, H, W] (float32 logits with return_logits), scores [C], the model's
         estimate of each mask's IoU, and low_res_masks [C, 4h, 4w], logits. C is 3, or 1 without
-        multimask_output.
+        multimask_output. UserError names an argument that cannot be used.
         """
-        given = (point_coords, point_labels, box, mask_input)
-        given = (None if each is None else np.asarray(each)[None] for each in given)
-        answers = self.predict_batch(*given, multimask_output, return_logits)
+        prompts = self._prompts(point_coords, point_labels, box, mask_input, single=True)
+        answers = self._predict(prompts, multimask_output, return_logits)
         return tuple(answer[0] for answer in answers)
 
     def predict_batch(
@@ -92,13 +90,11 @@ class Predictor:
     ):
         """`predict` for K prompts at once: every argument and every answer has a first axis K.
 
-        The original's predict_torch, but in px of the photograph.
+        The original's predict_torch, but in px of the photograph. K may be 0; prompts with fewer
+        points than others are filled up with points labelled -1.
         """
-        low_res_masks, scores = self.predict_low_res(
-            point_coords, point_labels, boxes, mask_input, multimask_output
-        )
-        masks = self.postprocess_masks(low_res_masks)
-        return masks if return_logits else masks > self.mask_threshold, scores, low_res_masks
+        prompts = self._prompts(point_coords, point_labels, boxes, mask_input)
+        return self._predict(prompts, multimask_output, return_logits)
 
     def predict_low_res(
         self,
@@ -109,19 +105,37 @@ class Predictor:
         multimask_output=True,
     ):
         """The low_res_masks and scores of `predict_batch`, without its masks."""
+        prompts = self._prompts(point_coords, point_labels, boxes, mask_input)
+        return self._predict_low_res(prompts, multimask_output)
+
+    def postprocess_masks(self, low_res_masks):  # [..., 4h, 4w] -> float32 [..., H, W]
+        """Logits at the photograph's own size."""
         self._require_masks()
-        coords, labels = _prompt_points(point_coords, point_labels, boxes, mask_input)
+        axes = ("...", *self._grid)
+        low_res_masks = numbers("low_res_masks", low_res_masks, axes, "those of an answer")
+        extent = (self.model.encoder.image_size,) * 2
+        return frames.to_photograph(low_res_masks, extent, self.input_size, self.original_size)
+
+    @property
+    def _grid(self):  # (4h, 4w) of low_res_masks
+        return tuple(4 * side for side in self._encoded.embedding.shape[1:3])
+
+    def _prompts(self, *arguments, single=False):
+        self._require_masks()
+        return decoder_prompts(*arguments, self.original_size, self._grid, single)
+
+    def _predict(self, prompts, multimask_output, return_logits):
+        low_res_masks, scores = self._predict_low_res(prompts, multimask_output)
+        masks = self.postprocess_masks(low_res_masks)
+        return masks if return_logits else masks > self.mask_threshold, scores, low_res_masks
+
+    def _predict_low_res(self, prompts, multimask_output):
+        coords, labels, masks = prompts
         coords = transforms.scale_coords(coords, self.original_size, self.input_size)
-        masks = None if mask_input is None else self._low_res(mask_input)
         index = np.zeros(len(coords), np.int32)
         return self.model.predict_masks(
             self._encoded.embedding, index, coords, labels, masks, multimask_output
         )
-
-    def postprocess_masks(self, low_res_masks):  # [..., 4h, 4w] -> float32 [..., H, W]
-        """Logits at the photograph's own size."""
-        extent = (self.model.encoder.image_size,) * 2
-        return frames.to_photograph(low_res_masks, extent, self.input_size, self.original_size)
 
     # Text
 
@@ -138,11 +152,14 @@ class Predictor:
         `seed` is for the points that are then drawn.
         """
         self.model.require("clip", "samclip", what="segment")
+        if not isinstance(refine, bool | Refinement):
+            raise UserError(f"refine must be True, False or a Refinement, got {refine!r}")
+        if refine:
+            self._require_masks()
         _, dense, extent, size = self._embeddings()
         cosine = np.einsum("hwd,nd->nhw", dense, self.model.class_embeddings(names, templates))
         if not refine:
             return frames.label_map(cosine, extent, size, self.original_size)
-        self._require_masks()
         options = Refinement() if refine is True else refine
         photograph = ([cosine], [size], [self.original_size])
         return refined_labels(self.model, self._encoded.embedding, *photograph, options, [seed])[0]
@@ -168,16 +185,6 @@ class Predictor:
         self._text_space = pooled[0], dense[0], extent, size
         return self._text_space
 
-    def _low_res(self, mask_input):  # [K, 1, 4h, 4w] -> [K, 4h, 4w]
-        wanted = tuple(4 * side for side in self._encoded.embedding.shape[1:3])
-        mask_input = np.asarray(mask_input, np.float32)
-        if mask_input.shape[1:] != (1, *wanted):
-            raise UserError(
-                f"mask_input must be low_res_masks of an earlier answer, {[1, *wanted]}; got "
-                f"{list(mask_input.shape[1:])}"
-            )
-        return mask_input[:, 0]
-
     def _require_image(self):
         if not self.is_image_set:
             raise UserError("no image is set: call set_image first")
@@ -185,33 +192,3 @@ class Predictor:
     def _require_masks(self):
         self._require_image()
         self.model.require("sam", "samclip", what="a mask")
-
-
-def _prompt_points(point_coords, point_labels, boxes, mask_input):
-    """K prompts as coords float [K, N, 2] and labels int [K, N], N a power of two.
-
-    As the original: a prompt without a box ends in one NOT_A_POINT. ABSENT slots fill up.
-    """
-    if (point_coords is None) != (point_labels is None):
-        raise UserError("point_coords and point_labels go together: give both")
-    given = [each for each in (point_coords, boxes, mask_input) if each is not None]
-    if not given:
-        raise UserError("nothing to predict from: give points, a box or a mask")
-    count = len(given[0])
-    coords, labels = np.zeros((count, 0, 2)), np.zeros((count, 0), np.int32)
-    if point_coords is not None:
-        coords, labels = np.asarray(point_coords, float), np.asarray(point_labels, np.int32)
-        if boxes is None:
-            coords = np.concatenate([coords, np.zeros((count, 1, 2))], 1)
-            labels = np.concatenate([labels, np.full((count, 1), NOT_A_POINT)], 1)
-    if boxes is not None:
-        corners = np.asarray(boxes, float).reshape(count, 2, 2)
-        coords = np.concatenate([coords, corners], 1)
-        labels = np.concatenate([labels, np.tile([BOX_TOP_LEFT, BOX_BOTTOM_RIGHT], (count, 1))], 1)
-    if coords.shape != (*labels.shape, 2):
-        raise UserError(
-            f"points need [x, y] and a label each; got {list(coords.shape)}, {list(labels.shape)}"
-        )
-    slots = max(2, 1 << (coords.shape[1] - 1).bit_length())
-    spare = ((0, 0), (0, slots - coords.shape[1]))
-    return np.pad(coords, (*spare, (0, 0))), np.pad(labels, spare, constant_values=ABSENT)

@@ -7,6 +7,7 @@ import numpy as np
 from scipy import ndimage, special
 
 from samclip_jax.inference import frames
+from samclip_jax.inference.prompts import at_least
 from samclip_jax.models.prompt_encoder import ABSENT, FOREGROUND, NOT_A_POINT
 
 CELLS = 4  # of the decoder's masks along one side of a patch
@@ -24,6 +25,11 @@ class Refinement:
     components: bool = False  # a prompt for every connected part of a class; the paper: a class
     min_area: float = 0.0  # of a prompted part, as a share of the photograph
     clip_weight: float = 0.0  # of the log odds added to the decoder's logits; the paper: 0
+
+    def __post_init__(self):
+        at_least("points", self.points, 0, whole=True)
+        for name in ("threshold", "scale", "limit", "min_area", "clip_weight"):
+            at_least(name, getattr(self, name), 0)
 
 
 class Prompt(NamedTuple):
