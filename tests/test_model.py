@@ -1,9 +1,12 @@
-"""inference/model.py: what may be embedded."""
+"""inference/model.py: which part of a photograph an embedding is of, and what the texts may be."""
 
 import numpy as np
 import pytest
 
+import samclip_jax as sc
+from samclip_jax.data import transforms
 from samclip_jax.errors import UserError
+from samclip_jax.evals.zero_shot_classification import zero_shot_classification
 
 NAMES = ["red star", "blue ring", "grass"]
 
@@ -13,6 +16,86 @@ def photograph(height, width):
     y, x = np.mgrid[:height, :width]
     waves = [x / width, np.sin(3 * y / height), np.cos(9 * x / width + y / height)]
     return np.uint8(127 + 120 * np.stack(waves, -1))
+
+
+def classified(model, image):
+    """The embedding that Predictor.classify compares with the texts."""
+    predictor = sc.Predictor(model)
+    predictor.set_image(image)
+    return predictor._embeddings()[0]
+
+
+def as_it_is(model, images):
+    return model.run(lambda module, images: module.encode_image(images), images)
+
+
+# The view of a photograph
+
+
+@pytest.mark.parametrize("shape", [(45, 60), (100, 70), (3, 90), (64, 64)])
+def test_a_clip_sees_the_centre_as_classify_does(tiny_clip, shape):
+    image = photograph(*shape)
+    pooled = tiny_clip.encode_image(image[None])[0]
+    np.testing.assert_allclose(pooled, classified(tiny_clip, image), atol=1e-5)
+    crop = transforms.centre_crop(image, 64)
+    np.testing.assert_array_equal(pooled, as_it_is(tiny_clip, crop[None])[0])
+
+
+def test_a_clip_squashes_the_whole_photograph_if_told(tiny_clip):
+    image = photograph(45, 120)[None]
+    squashed = tiny_clip.encode_image(image, squash=True)
+    np.testing.assert_array_equal(squashed, as_it_is(tiny_clip, image))
+    assert (squashed * tiny_clip.encode_image(image)).sum() < 0.999
+
+
+@pytest.mark.parametrize("shape, grid", [((90, 61), (8, 6)), ((45, 60), (6, 8))])
+def test_a_merged_model_sees_a_large_photograph_as_classify_does(tiny_samclip, shape, grid):
+    """In the frame of 64 px, whose padding the head does not see; its patches too."""
+    image = photograph(*shape)
+    pooled = tiny_samclip.encode_image(image[None].repeat(2, 0))
+    np.testing.assert_allclose(pooled, [classified(tiny_samclip, image)] * 2, atol=1e-5)
+    assert tiny_samclip.patch_embeddings(image[None]).shape[1:3] == grid
+
+
+@pytest.mark.parametrize("shape", [(96, 96), (40, 56)])
+def test_a_merged_model_sees_crops_at_the_size_they_have(tiny_samclip, shape):
+    """Squares of any size, as evaluation crops them, and what the frame holds: bit for bit."""
+    images = photograph(*shape)[None]
+    np.testing.assert_array_equal(tiny_samclip.encode_image(images), as_it_is(tiny_samclip, images))
+
+
+@pytest.mark.parametrize("model, size", [("tiny_clip", 64), ("tiny_samclip", 80)])
+def test_evaluation_cuts_crops_that_are_seen_as_they_are(model, size, request, monkeypatch):
+    """A CLIP's at its own size, a merged model's at image_size; bit for bit."""
+    model, batches = request.getfixturevalue(model), []
+    encode = model.encode_image
+    monkeypatch.setattr(
+        model, "encode_image", lambda images: batches.append(images) or encode(images)
+    )
+    records = [{"key": "0", "image": photograph(45, 60), "label": 1}]
+    source = type("Source", (list,), {"classes": NAMES})(records)
+    options = dict(image_size=80, templates=("a photo of a {}.",), batch_size=2)
+    dict(zero_shot_classification(model, source, **options))
+    assert [images.shape for images in batches] == [(2, size, size, 3)]
+    np.testing.assert_array_equal(encode(batches[0]), as_it_is(model, batches[0]))
+
+
+def test_a_merged_model_squashes_nothing(tiny_samclip):
+    with pytest.raises(UserError, match="squash is for a plain CLIP"):
+        tiny_samclip.encode_image(photograph(45, 60)[None], squash=True)
+
+
+def test_a_line_of_pixels_is_a_photograph(tiny_clip, tiny_samclip):
+    image = photograph(1, 700)
+    for model in (tiny_clip, tiny_samclip):
+        assert np.isfinite(model.encode_image(image[None])).all()
+        predictor = sc.Predictor(model)
+        predictor.set_image(image)
+        assert predictor.segment(NAMES).shape == (1, 700)
+    assert predictor.predict([[0, 0]], [1])[0].shape == (3, 1, 700)
+
+
+# Texts
 
 
 def test_texts_come_from_any_list_and_templates_may_be_functions(tiny_clip):

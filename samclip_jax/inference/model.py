@@ -10,7 +10,9 @@ import numpy as np
 
 from samclip_jax import checkpoint, models
 from samclip_jax.config import DTYPES, one_of
+from samclip_jax.data import transforms
 from samclip_jax.errors import UserError, os_errors
+from samclip_jax.inference.frames import to_frame
 from samclip_jax.inference.images import BATCH, checked
 from samclip_jax.inference.prompts import decoder_arguments
 from samclip_jax.inference.texts import PHOTO, class_names, class_texts, text_list
@@ -98,14 +100,27 @@ class Model:
 
     # Images and texts in one space
 
-    def encode_image(self, images):  # uint8 [B, H, W, 3] -> float32 [B, D], unit length
-        """Image embeddings.
+    def encode_image(self, images, squash=False):  # uint8 [B, H, W, 3] -> float32 [B, D]
+        """Embeddings, of unit length, of what Predictor.classify sees of the photographs.
 
-        A CLIP resizes to its own square size. A merged model takes images as they are if its patch
-        divides their sides, else resizes to the nearest sides that it divides.
+        A CLIP sees the centre crop (transforms.centre_crop) at its own size; with squash=True the
+        whole photograph, resized to that square whatever its shape. A merged model always sees the
+        whole photograph in its own shape, as Predictor.set_image shows it, in the encoder's frame;
+        but squares, which were cropped to a size, and photographs smaller than the frame, which
+        set_image enlarges, as they are, their sides resized to the nearest that the patch divides.
+        UserError for anything but uint8 RGB, and for squash with a merged model.
         """
         self.require("clip", "samclip", what="encode_image")
         images = checked("images", images, BATCH)
+        if self.kind == "clip" and not squash:
+            side = self.config.vision.image_size
+            images = np.stack([transforms.centre_crop(image, side) for image in images])
+        elif squash and self.kind != "clip":
+            raise UserError(
+                "squash is for a plain CLIP: a merged model takes photographs of any shape"
+            )
+        elif self._fill_frames(images):
+            return self._in_frames(images)[0]
         return np.asarray(self.run(_encode_image, images, dtype=self.dtype))
 
     def encode_text(self, texts):  # list of str -> float32 [N, D], unit length
@@ -138,10 +153,11 @@ class Model:
         return np.asarray(unit(embeddings.mean(1)))
 
     def patch_embeddings(self, images, maskclip=False):  # uint8 [B, H, W, 3] -> [B, h, w, D]
-        """Embeddings of unit length for every patch, in the text's space; sizes as encode_image.
+        """Embeddings of unit length for every patch of the whole photograph, in the text's space.
 
-        Of a merged model from its CLIP head; of a CLIP its patch tokens, with maskclip=True by the
-        last block's value path alone (arXiv 2112.01071).
+        Of a merged model from its CLIP head, at the sizes of encode_image; of a CLIP, which always
+        squashes the photograph to its square here, its patch tokens, with maskclip=True by the last
+        block's value path alone (arXiv 2112.01071).
         """
         self.require("clip", "samclip", what="segmentation by text")
         images = checked("images", images, BATCH)
@@ -149,9 +165,24 @@ class Model:
             call = functools.partial(self.run, _clip_patches, values=maskclip)
         elif maskclip:
             raise UserError("maskclip is a way to read a plain CLIP; a merged model has its head")
+        elif self._fill_frames(images):
+            return self._in_frames(images)[1]
         else:
             call = functools.partial(self.run, _head_patches)
         return np.asarray(call(images, dtype=self.dtype))
+
+    def _fill_frames(self, images):
+        height, width = images.shape[1:3]
+        if self.kind == "clip" or height == width:
+            return False
+        sides = _whole_patches((height, width), self.encoder.patch)
+        return max(sides) >= self.encoder.image_size
+
+    def _in_frames(self, images):  # -> float32 [B, D], [B, h, w, D]
+        """The CLIP head's embeddings of photographs as Predictor.set_image shows them."""
+        side = self.encoder.image_size
+        frames, sizes = zip(*(to_frame(image, side) for image in images), strict=True)
+        return self.head(self.encode_frames(np.stack(frames), sizes).tokens, sizes[0])
 
     # Masks
 
@@ -161,9 +192,16 @@ class Model:
         frames = checked("frames", frames, BATCH)
         return self.run(_encode_frames, frames, np.asarray(sizes, np.int32), dtype=self.dtype)
 
-    def head(self, tokens):  # [B, h, w, C] -> float32 [B, D], [B, h, w, D], unit length
-        """The CLIP head on an encoder pass: the image's embedding and every patch's."""
+    def head(self, tokens, size=None):  # [B, h, w, C] -> float32 [B, D], [B, rows, columns, D]
+        """The CLIP head on an encoder pass: unit embeddings of each image and of its patches.
+
+        size: (height, width) px of the photographs at the frames' top left, all of the frame if
+        None; the head does not see the padding.
+        """
         self.require("samclip", what="the CLIP head")
+        if size is not None:
+            rows, columns = (-(-side // self.encoder.patch) for side in size)
+            tokens = tokens[:, :rows, :columns]
         return jax.tree.map(np.asarray, self.run(_head, tokens))
 
     def predict_masks(self, embedding, index, points, labels, masks=None, multimask=False):
@@ -231,9 +269,13 @@ def _fitted(module, images):
     """Images at sides that the patch divides; a CLIP resizes by itself."""
     if not hasattr(module, "encoder"):
         return images
-    patch = module.encoder.config.patch
-    sides = [max(1, int(side / patch + 0.5)) * patch for side in images.shape[1:3]]
+    sides = _whole_patches(images.shape[1:3], module.encoder.config.patch)
     return resize_images(images, sides) if sides != list(images.shape[1:3]) else images
+
+
+def _whole_patches(sides, patch):
+    """The nearest sides that the patch divides."""
+    return [max(1, int(side / patch + 0.5)) * patch for side in sides]
 
 
 def _chunks(array, length):

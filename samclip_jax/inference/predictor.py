@@ -172,16 +172,14 @@ class Predictor:
             return self._text_space
         if self.model.kind == "clip":
             side = self.model.config.vision.image_size
-            crop = transforms.centre_crop(self._image, side)
             whole = transforms.resize(self._image, side, side, transforms.BICUBIC)
-            pooled = self.model.encode_image(crop[None])
+            pooled = self.model.encode_image(self._image[None])
             dense = self.model.patch_embeddings(whole[None])
             extent = size = (side, side)
         else:
             patch, size = self.model.encoder.patch, self.input_size
-            rows, columns = (-(-side // patch) for side in size)
-            pooled, dense = self.model.head(self._encoded.tokens[:, :rows, :columns])
-            extent = (rows * patch, columns * patch)
+            pooled, dense = self.model.head(self._encoded.tokens, size)
+            extent = tuple(patch * side for side in dense.shape[1:3])
         self._text_space = pooled[0], dense[0], extent, size
         return self._text_space
 
