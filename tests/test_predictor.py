@@ -95,14 +95,6 @@ def test_embeddings_are_unit_and_no_template_is_added(tiny_clip, tiny_samclip, p
     np.testing.assert_allclose(tiny_clip.encode_text(NAMES)[:1], alone, atol=1e-5)
 
 
-def test_a_merged_model_keeps_sizes_that_its_patch_divides(tiny_samclip, photograph):
-    """45 x 60 px at a patch of 8 becomes 48 x 64; 40 x 56 stays."""
-    kept = photograph[:40, :56][None]
-    direct = tiny_samclip.run(lambda model, images: model.encode_image(images), kept)
-    np.testing.assert_allclose(tiny_samclip.encode_image(kept), direct, atol=1e-5)
-    assert tiny_samclip.patch_embeddings(photograph[None]).shape[1:3] == (6, 8)
-
-
 def test_class_embeddings_are_means_over_templates_renormalised(tiny_clip):
     templates = ("a photo of a {}.", "a small {}.")
     texts = [template.format(name) for name in NAMES for template in templates]

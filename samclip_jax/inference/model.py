@@ -2,7 +2,6 @@
 
 import copy
 import functools
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -104,10 +103,10 @@ class Model:
         """Embeddings, of unit length, of what Predictor.classify sees of the photographs.
 
         A CLIP sees the centre crop (transforms.centre_crop) at its own size; with squash=True the
-        whole photograph, resized to that square whatever its shape. A merged model always sees the
-        whole photograph in its own shape, as Predictor.set_image shows it, in the encoder's frame;
-        but squares, which were cropped to a size, and photographs smaller than the frame, which
-        set_image enlarges, as they are, their sides resized to the nearest that the patch divides.
+        whole photograph, resized to that square whatever its shape. A merged model sees the whole
+        photograph in its own shape, as Predictor.set_image shows it, in the encoder's frame; but
+        squares are crops, as evaluation makes them, and seen at their own size, or the nearest one
+        that the patch divides.
         UserError for anything but uint8 RGB, and for squash with a merged model.
         """
         self.require("clip", "samclip", what="encode_image")
@@ -119,7 +118,7 @@ class Model:
             raise UserError(
                 "squash is for a plain CLIP: a merged model takes photographs of any shape"
             )
-        elif self._fill_frames(images):
+        elif not self._are_crops(images):
             return self._in_frames(images)[0]
         return np.asarray(self.run(_encode_image, images, dtype=self.dtype))
 
@@ -165,18 +164,15 @@ class Model:
             call = functools.partial(self.run, _clip_patches, values=maskclip)
         elif maskclip:
             raise UserError("maskclip is a way to read a plain CLIP; a merged model has its head")
-        elif self._fill_frames(images):
+        elif not self._are_crops(images):
             return self._in_frames(images)[1]
         else:
             call = functools.partial(self.run, _head_patches)
         return np.asarray(call(images, dtype=self.dtype))
 
-    def _fill_frames(self, images):
+    def _are_crops(self, images):
         height, width = images.shape[1:3]
-        if self.kind == "clip" or height == width:
-            return False
-        sides = _whole_patches((height, width), self.encoder.patch)
-        return max(sides) >= self.encoder.image_size
+        return self.kind == "clip" or height == width
 
     def _in_frames(self, images):  # -> float32 [B, D], [B, h, w, D]
         """The CLIP head's embeddings of photographs as Predictor.set_image shows them."""
