@@ -37,9 +37,9 @@ def test_half_precision_and_shards_become_the_same_float32(tmp_path):
     halves = {key: array.astype(np.float16) for key, array in tensors.items()}
     keys, weight_map = sorted(halves), {}
     for name, part in (("1.safetensors", keys[::2]), ("2.safetensors", keys[1::2])):
-        saved = {key: np.array(halves[key], order="C") for key in part}
+        saved = {f"module.{key}": np.array(halves[key], order="C") for key in part}
         safetensors.numpy.save_file(saved, clip_folder / name)
-        weight_map |= dict.fromkeys(part, name)
+        weight_map |= dict.fromkeys(saved, name)
     (clip_folder / "open_clip_model.safetensors").unlink()
     index = clip_folder / "model.safetensors.index.json"
     index.write_text(json.dumps({"weight_map": weight_map}))
@@ -51,11 +51,12 @@ def test_half_precision_and_shards_become_the_same_float32(tmp_path):
 
 
 def test_other_spellings_of_a_layout_are_read(tmp_path):
-    """CustomTextCLIP's prefix, buffers that older versions saved, a tensor saved under two keys."""
+    """CustomTextCLIP's prefix, a logit_scale of shape [1], buffers that older versions saved, a
+    tensor saved under two keys."""
     clip_folder = save_clip(tmp_path / "clip")
     tensors = released(rules.OPEN_CLIP, CLIP)
     spelt = {key if key.startswith("visual") else f"text.{key}": x for key, x in tensors.items()}
-    spelt["logit_scale"] = spelt.pop("text.logit_scale")
+    spelt["logit_scale"] = spelt.pop("text.logit_scale")[None]
     spelt["text.attn_mask"] = np.zeros((16, 16), np.float32)
     export.write_safetensors(clip_folder / "open_clip_model.safetensors", spelt)
     assert_same(import_weights(clip_folder)[1], CLIP)
@@ -79,7 +80,7 @@ def test_every_mismatch_is_in_one_error(tmp_path):
     neck = tensors.pop("image_encoder.neck.1.weight")
     del tensors["mask_decoder.iou_token.weight"]
     tensors["image_encoder.pos_embed"] = np.zeros((1, 4, 4, 24), np.float32)
-    tensors["ema.decay"] = np.zeros((), np.float32)
+    tensors["optimizer.decay"] = np.zeros((), np.float32)
     export.write_torch(sam_file, tensors)
     with pytest.raises(UserError) as error:
         import_weights(sam_file)
@@ -92,7 +93,7 @@ def test_every_mismatch_is_in_one_error(tmp_path):
         ["missing", "image_encoder.neck.1.weight", str([*neck.shape])],
         ["missing", "mask_decoder.iou_token.weight", "[1, 32]"],
         ["shape", "image_encoder.pos_embed", "[1, 4, 4, 24], expected [1, 8, 8, 24]"],
-        ["unused", "ema.decay", "[]"],
+        ["unused", "optimizer.decay", "[]"],
     ]
 
 

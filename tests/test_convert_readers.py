@@ -143,11 +143,44 @@ def test_views_of_one_storage_are_read_where_they_lie(save, tmp_path, old):
     np.testing.assert_array_equal(read["stepped"], numbers[1::5][:4])
 
 
-@pytest.mark.parametrize("wrapped", ["state_dict", "model"])
+@pytest.mark.parametrize(
+    "wrapped", ["state_dict", "model", "model_state_dict", "module.model", "model.state_dict"]
+)
 def test_a_state_dict_is_found_in_a_training_checkpoint(save, tmp_path, wrapped):
-    inner = {"module.a": whole(np.ones(2, np.float32)), "module.b": whole(np.ones(1, np.float32))}
-    path = save(tmp_path / "file.pt", {"epoch": 3, wrapped: inner, "name": "x"})
-    assert list(readers.read(path)) == ["a", "b"]
+    content = {"module.a": whole(np.ones(2, np.float32)), "module.b": whole(np.ones(1, np.float32))}
+    for name in reversed(wrapped.split(".")):
+        content = {"epoch": 3, name: content, "optimizer": {"state": {}}}
+    assert list(readers.read(save(tmp_path / "file.pt", content))) == ["a", "b"]
+    content[wrapped.split(".")[0]] = content
+    with pytest.raises(UserError, match="holds no state dict"):
+        readers.read(save(tmp_path / "inside_itself.pt", content))
+
+
+PREFIXES = ["module.", "_orig_mod.", "model.", "_orig_mod.module.", "model._orig_mod.module.model."]
+
+
+@pytest.mark.parametrize("prefix", PREFIXES)
+@pytest.mark.parametrize("kind", ["zip", "old", "safetensors"])
+def test_keys_are_read_without_what_wraps_the_model(save, tmp_path, kind, prefix):
+    """DataParallel, torch.compile, a class with the model as an attribute; compiled parts too."""
+    arrays = {"visual.proj": np.ones((2, 3), np.float32), "visual.ln.bias": np.zeros(3, np.float32)}
+    keys = prefix + "visual.proj", prefix + "visual._orig_mod.ln.bias"
+    saved, path = dict(zip(keys, arrays.values(), strict=True)), tmp_path / "file"
+    if kind == "safetensors":
+        safetensors.numpy.save_file(saved, path)
+    else:
+        save(path, {key: whole(array) for key, array in saved.items()}, old=kind == "old")
+    read = values(path)
+    assert read.keys() == arrays.keys()
+    for key, array in arrays.items():
+        np.testing.assert_array_equal(read[key], array)
+
+
+def test_a_model_and_another_one_wrapped_in_one_file_are_two(tmp_path):
+    arrays = {"a": np.ones(2, np.float32), "module.a": np.zeros(2, np.float32)}
+    safetensors.numpy.save_file(arrays, tmp_path / "file")
+    with pytest.raises(UserError, match="holds two models: .* second tensor a"):
+        readers.read(tmp_path / "file")
 
 
 def test_modules_of_a_torchscript_archive_are_state_alone(save, tmp_path, monkeypatch):
@@ -155,12 +188,14 @@ def test_modules_of_a_torchscript_archive_are_state_alone(save, tmp_path, monkey
     module = types.ModuleType("__torch__")
     module.Tower = type("Tower", (), {"__module__": "__torch__", "__qualname__": "Tower"})
     monkeypatch.setitem(sys.modules, "__torch__", module)
-    tower, block = module.Tower(), module.Tower()
+    tower, block, wrapper = (module.Tower() for _ in range(3))
     vars(block).update({"training": False, "weight": whole(np.ones(3, np.float32))})
     vars(tower).update({"blocks": block, "scale": whole(np.zeros(2, np.float16))})
-    tensors = readers.read(save(tmp_path / "file.pt", tower))
-    shapes = {key: tensor.shape for key, tensor in tensors.items()}
-    assert shapes == {"blocks.weight": (3,), "scale": (2,)}
+    vars(wrapper).update({"model": tower})
+    for saved in (tower, wrapper):
+        tensors = readers.read(save(tmp_path / "file.pt", saved))
+        shapes = {key: tensor.shape for key, tensor in tensors.items()}
+        assert shapes == {"blocks.weight": (3,), "scale": (2,)}
 
 
 def test_safetensors_are_read(tmp_path):

@@ -109,7 +109,7 @@ def _mismatches(views, tensors):
             shape = (sum(map(len, parts)), *shape[1:])
         if key not in tensors:
             wrong.append(("missing", key, [*shape]))
-        elif tensors[key].shape != shape:
+        elif tensors[key].shape not in (shape, shape or (1,)):  # OpenCLIP has scalars of shape [1]
             wrong.append(("shape", key, f"{[*tensors[key].shape]}, expected {[*shape]}"))
         elif tensors[key].dtype.name not in FLOATS:
             wrong.append(("type", key, f"{tensors[key].dtype.name}, expected float"))

@@ -49,6 +49,11 @@ STORAGES = {
 SAFETENSORS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 SAFETENSORS |= {"I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8"}
 SAFETENSORS |= {"U8": "uint8", "BOOL": "bool"}
+# What training scripts put around a model: dictionaries, in one another; parts of keys, of torch's
+# wrappers anywhere, and at the start the attribute of a class that has the model.
+DICTIONARIES, NESTED = ("state_dict", "model_state_dict", "model", "module"), 4
+WRAPPERS = ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
+ATTRIBUTE = "model"
 OLD_MAGIC = pickle.dumps(0x1950A86A20F9469CFC6C, protocol=2)
 
 
@@ -104,12 +109,15 @@ def sha256(files):
 
 
 def read(path):
-    """The tensors of one weight file, {key: Tensor}; its first bytes tell the format."""
+    """The tensors of one weight file, {key: Tensor}; its first bytes tell the format.
+
+    Keys are the model's own, without what DataParallel, torch.compile and the like put into them.
+    """
     try:
         with os_errors(f"{path} was not read"), open(path, "rb") as file:
             head = file.read(64)
             file.seek(0)
-            return _reader(path, head)(path, file)
+            return _without_wrappers(path, _reader(path, head)(path, file))
     except UserError:
         raise
     except Exception as error:  # damaged bytes fail in every way
@@ -261,15 +269,28 @@ def _read_old(path, file):
 def _state_dict(path, content):
     if isinstance(content, types.SimpleNamespace):
         content = dict(_script_tensors(content))
-    for wrapper in ("state_dict", "model"):  # as training scripts save it
-        if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
-            content = content[wrapper]
-    if not isinstance(content, Mapping) or not any(isinstance(v, Tensor) for v in content.values()):
+    for _ in range(NESTED):
+        if isinstance(content, Mapping):
+            inner = (content.get(name) for name in DICTIONARIES)
+            content = next((value for value in inner if isinstance(value, Mapping)), content)
+    items = content.items() if isinstance(content, Mapping) else ()
+    tensors = {key: v for key, v in items if isinstance(key, str) and isinstance(v, Tensor)}
+    if not tensors:
         raise UserError(f"{path} holds no state dict, the named tensors of a model.")
-    tensors = {key: value for key, value in content.items() if isinstance(value, Tensor)}
-    if all(key.startswith("module.") for key in tensors):  # saved from torch's DataParallel
-        tensors = {key.removeprefix("module."): value for key, value in tensors.items()}
     return tensors
+
+
+def _without_wrappers(path, tensors):
+    """The same tensors by the model's own keys."""
+    unwrapped = {}
+    for key, tensor in tensors.items():
+        parts = [part for part in key.split(".") if part not in WRAPPERS]
+        while parts[:1] == [ATTRIBUTE]:
+            del parts[0]
+        if (name := ".".join(parts) or key) in unwrapped:
+            raise UserError(f"{path} holds two models: {key} is a second tensor {name}.")
+        unwrapped[name] = tensor
+    return unwrapped
 
 
 def _script_tensors(module, prefix=""):
