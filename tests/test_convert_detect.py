@@ -32,7 +32,7 @@ from samclip_jax.models.config import (
 CLIP_MODEL_JSON = {
     "config.json": {
         "model_type": "clip",
-        "vision_config": {"num_attention_heads": 3},
+        "vision_config": {"num_attention_heads": 3, "hidden_act": "quick_gelu"},
         "text_config": {"num_attention_heads": 2, "hidden_act": "quick_gelu"},
     },
     "preprocessor_config.json": {"image_mean": [0.5] * 3, "image_std": [0.2] * 3},
@@ -77,7 +77,7 @@ def test_the_size_is_seen_in_the_shapes(size, tmp_path):
         quick_gelu = None if config == SAM else False
         found, assumed = detect(layout, shapes, tmp_path / "weights", quick_gelu)
         assert (found, size_name(found)) == (config, size)
-        assert assumed == [] or layout.kind == "clip"
+        assert (assumed == []) == (layout is rules.SEGMENT_ANYTHING)
 
 
 def test_what_shapes_do_not_tell_is_read_beside_the_weights(tmp_path):
@@ -98,6 +98,60 @@ def test_hugging_face_tells_it_in_its_own_files(tmp_path):
     assert_same(params, CLIP)
 
 
+QUICK = "quick_gelu activations in the {} tower (else --quick_gelu, --no-quick_gelu)"
+
+
+@pytest.mark.parametrize(
+    "described, assumed",
+    [
+        ({"vision_config_dict": {"num_attention_heads": 2}}, [QUICK.format("image")]),
+        ({"vision_config_dict": {"num_attention_heads": 2, "hidden_act": "gelu"}}, []),
+        ({"vision_config_dict": {}}, ["12 heads in the image tower", QUICK.format("image")]),
+        ({"text_config_dict": {}}, ["8 heads in the text tower", QUICK.format("text")]),
+        (
+            {"vision_config": None, "text_config": {"num_attention_heads": 2}},
+            ["12 heads in the image tower", QUICK.format("image"), QUICK.format("text")],
+        ),
+    ],
+)
+def test_old_hugging_face_files_count_as_transformers_reads_them(described, assumed, tmp_path):
+    """A tower's old description replaces the new one, what it leaves out has transformers' default
+    and is reported."""
+    described = CLIP_MODEL_JSON["config.json"] | described
+    (tmp_path / "config.json").write_text(json.dumps(described))
+    processor = CLIP_MODEL_JSON["preprocessor_config.json"]
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(processor))
+    tensors = released(rules.CLIP_MODEL, CLIP)
+    names = rules.CLIP_MODEL.names(tensors)
+    shapes = {name: tensors[key].shape for name, key in names.items()}
+    config, reported = detect(rules.CLIP_MODEL, shapes, tmp_path / "model.safetensors")
+    assert reported == assumed
+    old = described.get("vision_config_dict") or {}
+    if "num_attention_heads" in old:
+        assert config.vision.heads == old["num_attention_heads"]
+        assert config.vision.activation == old.get("hidden_act", "quick_gelu")
+
+
+def test_an_epsilon_that_clip_does_not_have_is_refused(tmp_path):
+    described = CLIP_MODEL_JSON["config.json"] | {"text_config": {"layer_norm_eps": 1e-6}}
+    (tmp_path / "config.json").write_text(json.dumps(described))
+    export.write_safetensors(tmp_path / "model.safetensors", released(rules.CLIP_MODEL, CLIP))
+    with pytest.raises(UserError, match="config.json: layer_norm_eps must be 1e-5"):
+        import_weights(tmp_path)
+
+
+def test_what_is_assumed_of_a_sam_is_reported(tmp_path):
+    export.write_safetensors(tmp_path / "model.safetensors", released(rules.SAM_MODEL, SAM))
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "sam"}))
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps({"image_std": [0.2] * 3}))
+    config, _, _, source = import_weights(tmp_path)
+    assert [line.split()[:2] for line in source["assumed"]] == [
+        ["8", "heads"],
+        ["mean", "(123.675,"],
+    ]
+    assert config.encoder.std == (51.0,) * 3
+
+
 def test_what_is_assumed_is_said_and_can_be_overruled(tmp_path):
     """Width 24 is no published size: without its config file the heads are unknown."""
     clip_folder = save_clip(tmp_path / "clip")
@@ -105,11 +159,14 @@ def test_what_is_assumed_is_said_and_can_be_overruled(tmp_path):
     (clip_folder / "open_clip_config.json").unlink()
     with pytest.raises(UserError, match="put the model's open_clip_config.json beside"):
         import_weights(weights)
-    towers = OPEN_CLIP_JSON["model_cfg"] | {"quick_gelu": False}
+    towers = OPEN_CLIP_JSON["model_cfg"] | {"quick_gelu": None}
     (clip_folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": towers}))
     config, _, _, source = import_weights(weights, quick_gelu=True)
     assert config.text.activation == config.vision.activation == "quick_gelu"
-    assert [said.split()[0] for said in source["assumed"]] == ["mean", "std"]
+    assert [line.split()[0] for line in source["assumed"]] == ["mean", "std"]
+    config, _, _, source = import_weights(weights)
+    assert config.vision.activation == "gelu"
+    assert [line.split()[0] for line in source["assumed"]] == ["gelu", "gelu", "mean", "std"]
 
 
 @pytest.mark.parametrize(

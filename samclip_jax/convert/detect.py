@@ -6,6 +6,8 @@ from samclip_jax.convert.readers import read_json
 from samclip_jax.convert.rules import CLIP_MODEL, SAM_MODEL
 from samclip_jax.errors import UserError
 from samclip_jax.models.config import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
     OPENAI_MEAN,
     OPENAI_STD,
     ClipConfig,
@@ -32,6 +34,15 @@ OPEN_CLIP_FIELDS = {
     "eos_id",
 }
 OPEN_CLIP_DEFAULTS = (None, False, {}, "tok", "argmax", "learnable", "linear", "default")
+ASSUMED = {  # how a value is reported that no file tells
+    "decoder_heads": "{} heads in the mask decoder",
+    "vision_heads": "{} heads in the image tower",
+    "text_heads": "{} heads in the text tower",
+    "vision_activation": "{} activations in the image tower (else --quick_gelu, --no-quick_gelu)",
+    "text_activation": "{} activations in the text tower (else --quick_gelu, --no-quick_gelu)",
+    "mean": "mean {}",
+    "std": "std {}",
+}
 
 
 class Shapes(dict):
@@ -81,15 +92,21 @@ def size_name(config):
 
 
 def sam_config(shapes, folder):
-    """Shapes tell all but the decoder's heads, which are 8 wherever Hugging Face has no other."""
-    told = _hugging_face(folder, "sam") if shapes.layout is SAM_MODEL else {}
-    assumed = []
+    """Shapes do not tell the decoder's heads, mean and std. segment_anything has one value of each;
+    beside Hugging Face's SamModel config.json and preprocessor_config.json tell them.
+    """
+    values = {"decoder_heads": 8, "mean": IMAGENET_MEAN, "std": IMAGENET_STD}
+    described, assumed = {}, []
+    if shapes.layout is SAM_MODEL:
+        described = _hugging_face(folder, "sam")
+        heads = _part(described, "mask_decoder_config").get("num_attention_heads")
+        values, assumed = _completed({"decoder_heads": heads, **_image_processor(folder)}, values)
     depth = shapes.layers("encoder/blocks/")
     width, _, _, patch = shapes["encoder/patch_embed/kernel"]
     tables = [shapes[f"encoder/blocks/{i}/rel_pos_h"] for i in range(depth)]
     global_blocks = [i for i, table in enumerate(tables) if table[0] != tables[0][0]]
     if not global_blocks:  # windows as large as the image: all tables look alike
-        global_blocks = told.get("vision_config", {}).get("global_attn_indexes")
+        global_blocks = _part(described, "vision_config").get("global_attn_indexes")
     if not global_blocks:
         global_blocks = [depth * (i + 1) // 4 - 1 for i in range(4)]
         assumed.append(f"global attention in blocks {global_blocks}")
@@ -109,11 +126,12 @@ def sam_config(shapes, folder):
         window=(tables[0][0] + 1) // 2,
         mlp_width=shapes["encoder/blocks/0/mlp/fc1/kernel"][0],
         out_channels=shapes["encoder/neck/conv1/kernel"][0],
-        **(_image_processor(folder) if shapes.layout is SAM_MODEL else {}),
+        mean=values["mean"],
+        std=values["std"],
     )
     decoder = MaskDecoderConfig(
         depth=shapes.layers("mask_decoder/blocks/block"),
-        heads=told.get("mask_decoder_config", {}).get("num_attention_heads", 8),
+        heads=values["decoder_heads"],
         mlp_width=shapes["mask_decoder/blocks/block0/mlp/fc1/kernel"][0],
         multimask_outputs=shapes["mask_decoder/mask_tokens"][0] - 1,
         iou_width=shapes["mask_decoder/iou_head/fc1/kernel"][0],
@@ -126,26 +144,24 @@ def clip_config(shapes, folder, quick_gelu=None):
     """Shapes do not tell heads, activation, mean and std: open_clip_config.json, or Hugging Face's
     config.json and preprocessor_config.json, do; else they are the published models' usual ones.
     """
-    told = (_clip_model if shapes.layout is CLIP_MODEL else _open_clip)(folder)
-    if quick_gelu is not None:
-        told["activations"] = ("quick_gelu" if quick_gelu else "gelu",) * 2
     width, _, _, patch = shapes["vision/patch_embed/kernel"]
     text_width = shapes["text/token_embed"][1]
-    usual = {
-        "heads": (width // HEAD_WIDTHS.get(width, 64), text_width // 64),
-        "activations": (shapes.layout.activation,) * 2,
+    published = {
+        "vision_heads": width // HEAD_WIDTHS.get(width, 64),
+        "text_heads": text_width // 64,
+        "vision_activation": shapes.layout.activation,
+        "text_activation": shapes.layout.activation,
         "mean": OPENAI_MEAN,
         "std": OPENAI_STD,
     }
-    said = {
-        "heads": "{0[0]} heads in the image tower, {0[1]} in the text tower",
-        "activations": "{0[0]} activations (else --quick_gelu or --no-quick_gelu)",
-        "mean": "mean {0}",
-        "std": "std {0}",
-    }
-    assumed = [said[what].format(value) for what, value in usual.items() if what not in told]
-    told = usual | told
-    for heads, total in zip(told["heads"], (width, text_width), strict=True):
+    described = _clip_model if shapes.layout is CLIP_MODEL else _open_clip
+    values, defaults = described(folder, width)
+    if quick_gelu is not None:
+        activation = "quick_gelu" if quick_gelu else "gelu"
+        values |= {"vision_activation": activation, "text_activation": activation}
+    values, assumed = _completed(values, published | defaults)
+    towers = (values["vision_heads"], width), (values["text_heads"], text_width)
+    for heads, total in towers:
         if not heads or total % heads:
             raise UserError(
                 f"{heads} heads do not divide a width of {total}: put the model's "
@@ -155,24 +171,24 @@ def clip_config(shapes, folder, quick_gelu=None):
     vision = ClipVisionConfig(
         width=width,
         depth=shapes.layers("vision/blocks/"),
-        heads=told["heads"][0],
+        heads=values["vision_heads"],
         mlp_width=shapes["vision/blocks/0/mlp/fc1/kernel"][0],
         patch=patch,
         image_size=patch * grid,
         embed_dim=_projected(shapes, "vision", width),
-        activation=told["activations"][0],
-        mean=told["mean"],
-        std=told["std"],
+        activation=values["vision_activation"],
+        mean=values["mean"],
+        std=values["std"],
     )
     text = ClipTextConfig(
         width=text_width,
         depth=shapes.layers("text/blocks/"),
-        heads=told["heads"][1],
+        heads=values["text_heads"],
         mlp_width=shapes["text/blocks/0/mlp/fc1/kernel"][0],
         context_length=shapes["text/pos_embed"][0],
         vocab_size=shapes["text/token_embed"][0],
         embed_dim=_projected(shapes, "text", text_width),
-        activation=told["activations"][1],
+        activation=values["text_activation"],
     )
     return ClipConfig(vision, text), assumed
 
@@ -182,10 +198,18 @@ def _projected(shapes, tower, width):  # the projection is [width, D] or [D, wid
     return math.prod(shapes[name]) // width if name in shapes else None
 
 
-def _open_clip(folder):
+def _completed(values, defaults):
+    """(the values, with defaults where they are absent or None; how those are reported)."""
+    values = {name: value for name, value in values.items() if value is not None}
+    missing = [name for name in defaults if name not in values]
+    return defaults | values, [ASSUMED[name].format(defaults[name]) for name in missing]
+
+
+def _open_clip(folder, width):
+    """(values that open_clip_config.json tells, OpenCLIP's defaults of those it leaves out)."""
     path = folder / "open_clip_config.json"
     if not path.is_file():
-        return {}
+        return {}, {}
     config = read_json(path)
     model = config["model_cfg"]
     for tower, fields in OPEN_CLIP_FIELDS.items():
@@ -196,23 +220,40 @@ def _open_clip(folder):
                     "read, as OpenCLIP's plain ViT models are."
                 )
     vision, text = model["vision_cfg"], model["text_cfg"]
-    return {
-        "heads": (vision.get("width", 768) // vision.get("head_width", 64), text.get("heads", 8)),
-        "activations": ("quick_gelu" if model.get("quick_gelu") else "gelu",) * 2,
-        **_statistics(config.get("preprocess_cfg", {})),
+    head_width, quick_gelu = vision.get("head_width"), model.get("quick_gelu")
+    activation = {None: None, True: "quick_gelu", False: "gelu"}[quick_gelu]
+    values = {
+        "vision_heads": None if head_width is None else width // head_width,
+        "text_heads": text.get("heads"),
+        "vision_activation": activation,
+        "text_activation": activation,
+        **_statistics(config.get("preprocess_cfg") or {}),
     }
+    defaults = {"vision_heads": width // 64, "text_heads": 8}
+    return values, defaults | {"vision_activation": "gelu", "text_activation": "gelu"}
 
 
-def _clip_model(folder):
-    config, statistics = _hugging_face(folder, "clip"), _image_processor(folder)
+def _clip_model(folder, width):
+    """(values that Hugging Face's files tell, transformers' defaults of those they leave out)."""
+    config, values = _hugging_face(folder, "clip"), _image_processor(folder)
     if not config:
-        return statistics
-    vision, text = config.get("vision_config", {}), config.get("text_config", {})
-    activations = tuple(tower.get("hidden_act", "quick_gelu") for tower in (vision, text))
-    if not set(activations) <= {"gelu", "quick_gelu"}:
-        raise UserError(f"{folder}/config.json: hidden_act must be gelu or quick_gelu.")
-    heads = vision.get("num_attention_heads", 12), text.get("num_attention_heads", 8)
-    return {"heads": heads, "activations": activations, **statistics}
+        return values, {}
+    for tower in ("vision", "text"):
+        described = config.get(f"{tower}_config_dict")  # of old files: where it is, it counts alone
+        if described is None:
+            described = _part(config, f"{tower}_config")
+        activation, epsilon = described.get("hidden_act"), described.get("layer_norm_eps")
+        if activation not in (None, "gelu", "quick_gelu"):
+            raise UserError(f"{folder}/config.json: hidden_act must be gelu or quick_gelu.")
+        if epsilon not in (None, 1e-5):
+            raise UserError(f"{folder}/config.json: layer_norm_eps must be 1e-5, as CLIP has it.")
+        values[f"{tower}_activation"] = activation
+        values[f"{tower}_heads"] = described.get("num_attention_heads")
+    return values, {"vision_heads": 12, "text_heads": 8}
+
+
+def _part(config, name):
+    return config.get(name) or {}
 
 
 def _json(path):

@@ -6,6 +6,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import logging
 
 from samclip_jax import checkpoint, models
 from samclip_jax.config import DTYPES, one_of
@@ -57,7 +58,9 @@ def _read(path):
         return checkpoint.load_model(path)
     from samclip_jax.convert import import_weights  # only here: not needed for own checkpoints
 
-    config, params, tokenizer, _ = import_weights(local)
+    config, params, tokenizer, source = import_weights(local)
+    for value in source["assumed"]:
+        logging.warning("%s: no file tells it, assumed: %s", path, value)
     return config, {k: v.astype(np.float32, copy=False) for k, v in params.items()}, tokenizer
 
 

@@ -139,6 +139,7 @@ class ClipTask:
         described = {
             "model_cfg": {
                 "embed_dim": vision.embed_dim,
+                "quick_gelu": vision.activation == "quick_gelu",
                 "vision_cfg": {
                     "image_size": vision.image_size,
                     "layers": vision.depth,
