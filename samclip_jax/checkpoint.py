@@ -20,6 +20,7 @@ from orbax.checkpoint import v1 as ocp
 from samclip_jax.errors import UserError, os_errors
 from samclip_jax.models import config as model_config
 from samclip_jax.paths import any_path, is_remote
+from samclip_jax.models.samclip import LOGIT_SCALE
 
 KIND_NAMES = {"sam": "a SAM", "clip": "a CLIP", "samclip": "a merged SAM-CLIP"}
 STEPS = "checkpoints"
@@ -54,7 +55,8 @@ def load_model(directory, kinds=None, shardings=None, initial=False):
     """(config, {"a/b/c": jax array}, tokenizer.json's text or None) of a model checkpoint.
 
     A training run gives its newest step's parameters over the ones it started from, or (initial)
-    the latter alone. kinds: those that the caller can use, of "sam", "clip", "samclip".
+    the latter alone. A merged model of a time when its CLIP teacher's logit_scale was not kept gets
+    ln(100). kinds: those that the caller can use, of "sam", "clip", "samclip".
     shardings: {name: ShapeDtypeStruct} -> {name: Sharding}; by default everything lies on the first
     local device. UserError where the directory is no checkpoint, is incomplete or of another kind.
     """
@@ -68,11 +70,18 @@ def load_model(directory, kinds=None, shardings=None, initial=False):
         sources = [directory / "params", *newest]
         origin = {name: (leaf, path) for path in sources for name, leaf in _stored(path).items()}
         abstract = {name: leaf for name, (leaf, _) in origin.items()}
+        unscaled = model_config.kind_of(config) == "samclip" and "logit_scale" not in origin
+        if unscaled:
+            abstract["logit_scale"] = jax.ShapeDtypeStruct((), np.float32)
         placed = shardings(abstract) if shardings else dict.fromkeys(abstract, _one_device())
         params = {}
         for source in sources:
             names = [name for name, (_, path) in origin.items() if path == source]
             params |= _load(source, {name: _at(abstract[name], placed[name]) for name in names})
+        if unscaled:
+            params["logit_scale"] = jax.make_array_from_callback(
+                (), placed["logit_scale"], lambda _: np.float32(LOGIT_SCALE)
+            )
         tokenizer = directory / "tokenizer.json"
         return config, params, tokenizer.read_text() if tokenizer.exists() else None
 
@@ -201,7 +210,7 @@ def _commit(staging, directory, texts):
         return
     _remove(directory / "params")
     for name in ("params", *(name for name, text in texts.items() if text is not None)):
-        (staging / name).rename(directory / name)
+        (staging / name).replace(directory / name)
     staging.rmdir()
 
 

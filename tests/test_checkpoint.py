@@ -14,7 +14,7 @@ import pytest
 
 from samclip_jax import checkpoint
 from samclip_jax.errors import UserError
-from samclip_jax.models.config import ClipConfig, ImageEncoderConfig, SamConfig
+from samclip_jax.models.config import ClipConfig, ImageEncoderConfig, SamClipConfig, SamConfig
 
 CONFIG = SamConfig(ImageEncoderConfig(width=64, depth=8, heads=4))
 TRAINABLE = ("head/kernel", "head/bias")
@@ -89,6 +89,20 @@ def test_a_run_loads_with_the_parameters_of_its_newest_step(run):
     assert config == CONFIG
     assert_same(params, {**make_params(), **newest})
     assert_same(checkpoint.load_model(run, initial=True)[1], make_params())
+
+
+def test_a_merged_model_without_a_logit_scale_gets_the_usual_one(tmp_path):
+    """Checkpoints of before it was kept, read with and without shardings."""
+    checkpoint.save_model(tmp_path / "merged", SamClipConfig(), make_params())
+    mesh = jax.make_mesh((1,), ("data",))
+    everywhere = jax.NamedSharding(mesh, jax.P())
+    for shardings in (None, lambda abstract: dict.fromkeys(abstract, everywhere)):
+        _, params, _ = checkpoint.load_model(tmp_path / "merged", shardings=shardings)
+        scale = params.pop("logit_scale")
+        assert (scale.shape, scale.dtype) == ((), jnp.float32)
+        assert np.exp(scale) == pytest.approx(100)
+        assert shardings is None or scale.sharding == everywhere
+        assert_same(params, make_params())
 
 
 def test_steps_are_saved_when_due_or_forced_and_only_the_newest_are_kept(tmp_path):

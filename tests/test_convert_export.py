@@ -50,7 +50,7 @@ def test_a_merged_model_exports_its_sam_and_says_what_is_left_out(tmp_path, caps
     assert found == SAM
     assert all((exported[name] == params[name]).all() for name in exported)
     left_out = models.count(params) - models.count(exported)
-    said = f"Not in that layout: clip_head and text, {left_out:,} parameters."
+    said = f"Not in that layout: clip_head, logit_scale, text; {left_out:,} parameters."
     assert said in capsys.readouterr().out
 
 

@@ -183,14 +183,16 @@ def test_bgr_is_the_same_photograph(tiny_sam, photograph):
 # Text
 
 
-def test_probabilities_are_the_softmax_of_cosines(tiny_samclip, tiny_clip, photograph):
-    """A photograph that fills the frame: what encode_image says of it."""
+def test_probabilities_are_the_softmax_of_scaled_cosines(tiny_samclip, tiny_clip, photograph):
+    """At the model's own scale, here 20. A photograph that fills the frame: what encode_image says
+    of it."""
     full = transforms.resize(photograph, 64, 64)
     for model in (tiny_samclip, tiny_clip):
+        model = model.with_params(model.params | {"logit_scale": np.float32(np.log(20))})
         predictor = sc.Predictor(model)
         predictor.set_image(full)
         cosine = model.encode_image(full[None])[0] @ model.class_embeddings(NAMES).T
-        odds = np.exp(100 * (cosine - cosine.max()))
+        odds = np.exp(20 * (cosine - cosine.max()))
         np.testing.assert_allclose(predictor.classify(NAMES), odds / odds.sum(), atol=1e-3)
 
 
@@ -205,7 +207,7 @@ def test_the_clip_head_never_sees_the_padding(predictor, tiny_samclip, photograp
     labels = predictor.segment(NAMES)
     assert (labels.shape, labels.dtype) == ((45, 60), np.int32)
     np.testing.assert_array_equal(labels, resize_maps(logits, (45, 60)).argmax(-1))
-    odds = np.exp(100 * (text @ pooled[0]))
+    odds = np.exp(np.exp(tiny_samclip.params["logit_scale"]) * (text @ pooled[0]))
     np.testing.assert_allclose(predictor.classify(NAMES), odds / odds.sum(), atol=1e-3)
 
 

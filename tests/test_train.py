@@ -2,6 +2,7 @@
 
 import json
 import random
+import shutil
 import signal
 import socket
 import time
@@ -46,6 +47,8 @@ def teachers(tmp_path_factory, words):
     folder = tmp_path_factory.mktemp("teachers")
     for name, config in (("sam", SAM), ("clip", CLIP)):
         _, params = models.split(models.init(config))
+        if name == "clip":
+            params["logit_scale"] = jnp.log(20.0)
         checkpoint.save_model(folder / name, config, params, words if name == "clip" else None)
     return {name: str(folder / name) for name in ("sam", "clip")}
 
@@ -106,6 +109,20 @@ def test_the_head_begins_as_copies_of_the_last_block(stages):
     for name in (name for name in start if name.startswith("clip_head/blocks/")):
         last = start[name.replace("clip_head/blocks", "encoder/global_blocks")][-1]
         assert start[name].shape[0] == 3 and (start[name] == last).all()
+
+
+def test_the_logit_scale_is_the_clip_teachers_in_every_stage(stages, teachers, tmp_path):
+    """A run of before it was kept goes on with the usual one."""
+    for stage in ("stage1", "stage2"):
+        assert np.exp(checkpoint.load_model(stages / stage)[1]["logit_scale"]) == pytest.approx(20)
+    run = shutil.copytree(stages / "stage1", tmp_path / "run")
+    config, params, tokenizer = checkpoint.load_model(run, initial=True)
+    (run / "model.json").unlink()
+    del params["logit_scale"]
+    checkpoint.save_model(run, config, params, tokenizer)
+    train.train(experiment(teachers, "stage1", teachers["sam"], steps=5), run)
+    _, params, _ = checkpoint.load_model(run)
+    assert np.exp(params["logit_scale"]) == pytest.approx(100)
 
 
 def test_stage_2_begins_without_any_sam_loss(stages):

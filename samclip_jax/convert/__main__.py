@@ -41,8 +41,8 @@ def _export(given):
     left_out = export_weights(given.checkpoint, given.output, given.layout)
     print(f"{given.output} is written in the layout of {given.layout}.")
     if left_out:
-        parts = " and ".join(sorted({name.split("/")[0] for name in left_out}))
-        print(f"Not in that layout: {parts}, {models.count(left_out):,} parameters.")
+        parts = ", ".join(sorted({name.split("/")[0] for name in left_out}))
+        print(f"Not in that layout: {parts}; {models.count(left_out):,} parameters.")
 
 
 def _parser():

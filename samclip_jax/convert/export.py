@@ -21,8 +21,8 @@ def export_weights(source, output, layout):
     """Writes the SAM in a checkpoint as others read it; returns what the layout has no place for.
 
     layout: "segment_anything" (a .pth file) or "huggingface" (a folder for SamModel). The returned
-    dict holds the parameters left out: the CLIP head and text tower of a merged model. UserError
-    where the output exists or cannot be written.
+    dict holds the parameters left out: CLIP head, text tower and logit_scale of a merged model.
+    UserError where the output exists or cannot be written.
     """
     output = Path(output)
     if output.exists():

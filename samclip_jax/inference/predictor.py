@@ -11,8 +11,6 @@ from samclip_jax.inference.prompts import decoder_prompts, numbers
 from samclip_jax.inference.refine import Refinement, refined_labels
 from samclip_jax.inference.texts import PHOTO
 
-LOGIT_SCALE = 100.0  # of cosines; where CLIP's own temperature ends
-
 
 class Predictor:
     """Masks, classes and label maps of one photograph, all from the encoder pass of `set_image`.
@@ -140,10 +138,12 @@ class Predictor:
     # Text
 
     def classify(self, names, templates=PHOTO):  # list of str -> float32 [N], sum 1
-        """The probability of each name, softmax of 100 x cosine; see Model.class_embeddings."""
+        """The probability of each name: softmax of the cosines times exp(logit_scale), which is the
+        CLIP's own, of a merged model its CLIP teacher's; see Model.class_embeddings."""
         self.model.require("clip", "samclip", what="classify")
         pooled, _, _, _ = self._embeddings()
-        return special.softmax(LOGIT_SCALE * self.model.class_embeddings(names, templates) @ pooled)
+        cosines = self.model.class_embeddings(names, templates) @ pooled
+        return special.softmax(np.exp(self.model.params["logit_scale"]) * cosines)
 
     def segment(self, names, refine=False, templates=PHOTO, seed=0):  # list of str -> int32 [H, W]
         """For every pixel the index of the name that fits best.

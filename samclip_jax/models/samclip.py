@@ -1,5 +1,7 @@
 """The three models: SAM, CLIP, and the two merged into one encoder with several heads."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 from flax import nnx, traverse_util
@@ -9,9 +11,10 @@ from samclip_jax.models.clip_text import ClipText
 from samclip_jax.models.clip_vision import ClipVision
 from samclip_jax.models.config import SamClipConfig
 from samclip_jax.models.image_encoder import ImageEncoder
-from samclip_jax.models.layers import zeros
 from samclip_jax.models.mask_decoder import MaskDecoder
 from samclip_jax.models.prompt_encoder import ABSENT, PromptEncoder
+
+LOGIT_SCALE = math.log(100)  # where CLIP clips its own (arXiv 2103.00020, section 2.5)
 
 
 def unit(x):  # [..., D] -> [..., D]
@@ -69,7 +72,7 @@ class Clip(nnx.Module):
         self.config = config
         self.vision = ClipVision(config.vision, rngs)
         self.text = ClipText(config.text, rngs)
-        self.logit_scale = zeros(())
+        self.logit_scale = nnx.Param(jnp.float32(LOGIT_SCALE))  # log of what multiplies cosines
 
     def encode_image(self, images, dtype=jnp.float32):
         """uint8 [B, H, W, 3] -> unit [B, D], resized to the tower's own size."""
@@ -91,6 +94,7 @@ class SamClip(Sam):
         super().__init__(config.sam, rngs)
         self.clip_head = ClipHead(config.clip_head, config.sam.encoder, rngs)
         self.text = ClipText(config.text, rngs)
+        self.logit_scale = nnx.Param(jnp.float32(LOGIT_SCALE))  # the CLIP teacher's
         self.config = config
 
     def encode_image(self, images, dtype=jnp.float32):
@@ -109,8 +113,8 @@ class SamClip(Sam):
 def combine(sam_config, sam_params, clip_config, clip_params, head_config, seed=0):
     """The model that training starts from: (SamClipConfig, flat params).
 
-    SAM's weights, CLIP's text tower, and a CLIP head whose layers are copies of the encoder's last
-    block; only its LayerNorm and MLP are random (SAM-CLIP appendix A).
+    SAM's weights, CLIP's text tower and logit_scale, and a CLIP head whose layers are copies of the
+    encoder's last block; only its LayerNorm and MLP are random (SAM-CLIP appendix A).
     """
     config = SamClipConfig(sam_config, head_config, clip_config.text)
     head = nnx.state(ClipHead(head_config, sam_config.encoder, nnx.Rngs(seed)))
@@ -119,8 +123,9 @@ def combine(sam_config, sam_params, clip_config, clip_params, head_config, seed=
         if name.startswith("blocks/"):
             last = sam_params[f"encoder/global_{name}"][-1:]
             head[name] = jnp.repeat(last, head_config.depth, 0)
+    head = {f"clip_head/{name}": leaf for name, leaf in head.items()}
     text = {name: leaf for name, leaf in clip_params.items() if name.startswith("text/")}
-    return config, {**sam_params, **text, **{f"clip_head/{k}": leaf for k, leaf in head.items()}}
+    return config, {**sam_params, **text, "logit_scale": clip_params["logit_scale"], **head}
 
 
 def same_texts(params, teacher):
