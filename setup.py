@@ -1,4 +1,4 @@
-"""pip install -e .[test]; extras: eval, prepare, test, tpu, oracle.
+"""pip install -e .[test]; extras: eval, prepare, test, tpu, gpu, oracle.
 
 Upper bounds stand where the next release is known, or has often been, to break its users.
 """
@@ -13,18 +13,11 @@ setup(
     description="SAM-CLIP in JAX: two vision foundation models merged into one by distillation",
     license="Apache-2.0",
     packages=find_packages(include=["samclip_jax", "samclip_jax.*"]),  # the rest is the checkout's
-    package_data={
-        "samclip_jax": [
-            "data/*.json",
-            "inference/*.json",
-            "assets/teachers/*",
-            "assets/teachers/*/*",
-        ]
-    },
+    package_data={"samclip_jax": ["**/*.json", "assets/**/*"]},
     python_requires=">=3.11",
     install_requires=[
         "absl-py>=2.1",
-        "array-record>=0.8,<0.9",
+        "array-record>=0.8,<0.9; sys_platform != 'win32'",  # no wheels; data/records.py says so
         "etils[epath]>=1.9,<2",
         "flax>=0.12.8,<0.13",
         "grain>=0.2.15,<0.3",
@@ -45,9 +38,10 @@ setup(
     ],
     extras_require={
         "eval": EVAL,
-        "test": [*EVAL, "pytest>=8,<10", "pytest-xdist>=3.6,<4", "ruff>=0.17,<0.18"],
+        "test": [*EVAL, "build>=1,<2", "pytest>=8,<10", "pytest-xdist>=3.6,<4", "ruff>=0.17,<0.18"],
         "prepare": ["apache-beam[gcp]>=2.60,<3"],
         "tpu": ["jax[tpu]>=0.10,<0.13", "gcsfs"],
+        "gpu": ["jax[cuda12]>=0.10,<0.13"],  # NVIDIA's, on Linux
         # The PyTorch originals, for live parity tests. .ci/run adds open_clip_torch and timm.
         "oracle": [
             "ftfy",

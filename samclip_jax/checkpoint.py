@@ -19,8 +19,8 @@ from orbax.checkpoint import v1 as ocp
 
 from samclip_jax.errors import UserError, os_errors
 from samclip_jax.models import config as model_config
-from samclip_jax.paths import any_path, is_remote
 from samclip_jax.models.samclip import LOGIT_SCALE
+from samclip_jax.paths import any_path, is_remote
 
 KIND_NAMES = {"sam": "a SAM", "clip": "a CLIP", "samclip": "a merged SAM-CLIP"}
 STEPS = "checkpoints"

@@ -24,7 +24,6 @@ import uuid
 import cv2
 import msgpack
 import numpy as np
-from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 
 from samclip_jax.data.annotations import (
     CompressedMask,
@@ -39,6 +38,18 @@ from samclip_jax.data.annotations import (
 from samclip_jax.data.decode import BadRecord, open_image
 from samclip_jax.data.storage import retried
 from samclip_jax.errors import UserError
+
+try:
+    from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
+except ModuleNotFoundError:  # it has no build for Windows
+
+    def ArrayRecordReader(*_):
+        raise UserError(
+            "prepared data sets need the package array-record, which there is for Linux and macOS, "
+            "not for Windows: use WSL there."
+        )
+
+    ArrayRecordWriter = ArrayRecordReader
 
 MANIFEST, REJECTS, SHARDS = "manifest.json", "rejects.jsonl", "shards"
 SPLITS = ("train", "validation")
