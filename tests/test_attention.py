@@ -18,7 +18,6 @@ def draw(seed, *shapes):
     return [jnp.float32(rng.standard_normal(shape)) for shape in shapes]
 
 
-@functools.partial(jax.jit, static_argnums=5)
 def with_explicit_bias(q, k, v, rel_pos_h, rel_pos_w, grid):
     """segment_anything's way: the bias of every pair of tokens, q unscaled."""
     h, w = grid
@@ -42,22 +41,28 @@ def grids(seed, h, w, batch=2, heads=2, width=8):
     return draw(seed, *[(batch, h * w, heads, width)] * 3, (2 * h - 1, width), (2 * w - 1, width))
 
 
-def gradients(attention, arrays, grid):
-    """Of the squared output, to q, k, v and both tables."""
+def outputs(attention, arrays):
+    """[output, the gradients of its squares to all arrays], of one program."""
 
     def loss(*arrays):
-        return jnp.square(attention(*arrays, grid).astype(jnp.float32)).sum()
+        output = attention(*arrays)
+        return jnp.square(output.astype(jnp.float32)).sum(), output
 
-    return jax.jit(jax.grad(loss, range(5)))(*arrays)
+    gradients, output = jax.jit(jax.grad(loss, range(len(arrays)), has_aux=True))(*arrays)
+    return [output, *gradients]
 
 
-def assert_exact(arrays, grid):
-    """Output and every gradient of self_attention are those of the explicit bias."""
-    output = jax.jit(lambda *arrays: fused(*arrays, grid))(*arrays)
-    assert_close(output, with_explicit_bias(*arrays, grid), MODULE)
-    expected = gradients(with_explicit_bias, arrays, grid)
-    for ours, reference in zip(gradients(fused, arrays, grid), expected, strict=True):
-        assert_close(ours, reference, MODULE)
+def assert_same(attention, reference, arrays, tolerance=MODULE):
+    """Output and every gradient."""
+    pairs = zip(outputs(attention, arrays), outputs(reference, arrays), strict=True)
+    for ours, expected in pairs:
+        assert_close(ours, expected, tolerance)
+
+
+def assert_exact(arrays, grid, dtype=None, tolerance=MODULE):
+    """self_attention gives what the explicit bias does."""
+    ours, explicit = (functools.partial(f, grid=grid) for f in (fused, with_explicit_bias))
+    assert_same(functools.partial(ours, dtype=dtype), explicit, arrays, tolerance)
 
 
 @pytest.mark.parametrize("grid", [(5, 3), (12, 13)])
@@ -105,13 +110,8 @@ def test_the_kernel_in_bfloat16(kernel):
     grid = (14, 14)
     q, k, v, *tables = grids(0, *grid, 1, 2, 64)
     arrays = [q, k, v, *(table / 8 for table in tables)]
-    halved = functools.partial(fused, dtype=jnp.bfloat16)
-    output = halved(*arrays, grid)
-    assert output.dtype == jnp.bfloat16
-    assert_close(output, with_explicit_bias(*arrays, grid), BFLOAT16)
-    exact = gradients(with_explicit_bias, arrays, grid)
-    for ours, reference in zip(gradients(halved, arrays, grid), exact, strict=True):
-        assert_close(ours, reference, BFLOAT16)
+    assert jax.eval_shape(lambda: fused(*arrays, grid, jnp.bfloat16)).dtype == jnp.bfloat16
+    assert_exact(arrays, grid, jnp.bfloat16, BFLOAT16)
 
 
 @pytest.fixture
@@ -147,18 +147,16 @@ def test_gpus_call_the_library(grid):
     program = jax.jit(lambda *arrays: halved(*arrays, grid)).lower(*arrays)
     assert "fmha" in program.as_text()
     with jax.default_matmul_precision("highest"):
-        expected = with_explicit_bias(*arrays, grid)
-        exact = gradients(with_explicit_bias, arrays, grid)
-    assert_close(halved(*arrays, grid), expected, BFLOAT16)
-    for ours, reference in zip(gradients(halved, arrays, grid), exact, strict=True):
-        assert_close(ours, reference, BFLOAT16)
+        exact = outputs(lambda *x: with_explicit_bias(*x, grid), arrays)
+    for ours, expected in zip(outputs(lambda *x: halved(*x, grid), arrays), exact, strict=True):
+        assert_close(ours, expected, BFLOAT16)
 
 
 @pytest.mark.parametrize("grid", [(1, 257), (12, 12), (8, 16)])
 def test_without_relative_position(kernel, grid):
     """257 tokens of CLIP; rows with gaps between them, which are not for the kernel; without."""
     tokens = grid[0] * grid[1]
-    q, k, v, direction = draw(0, *[(2, tokens, 2, 64)] * 4)
+    arrays = draw(0, *[(2, tokens, 2, 64)] * 3)
 
     def plain(q, k, v):
         weights = jax.nn.softmax(jnp.einsum("bnhd,bmhd->bhnm", q, k) / 8, -1)
@@ -168,11 +166,7 @@ def test_without_relative_position(kernel, grid):
         qkv = jnp.concatenate([x.reshape(2, *grid, -1) for x in (q, k, v)], -1)
         return ops.self_attention(qkv, 2).reshape(q.shape)
 
-    output, pull = jax.vjp(ours, q, k, v)
-    expected, expected_pull = jax.vjp(plain, q, k, v)
-    assert_close(output, expected, MODULE)
-    for found, reference in zip(pull(direction), expected_pull(direction), strict=True):
-        assert_close(found, reference, MODULE)
+    assert_same(ours, plain, arrays)
 
 
 @pytest.mark.parametrize("platform", ["tpu", "gpu", "any"])
@@ -191,20 +185,14 @@ def test_some_rows_of_queries_against_all_keys(request, platform):
         qkv = jnp.concatenate([q.reshape(2, 12, 16, -1), kv], -1)
         return ops.self_attention(qkv, 2, (rel_pos_h, rel_pos_w))[:, 4:]
 
-    inputs = q, kv, rel_pos_h, rel_pos_w
-    output, pull = jax.vjp(rows, *inputs)
-    expected, expected_pull = jax.vjp(whole, *inputs)
-    assert_close(output, expected, MODULE)
-    (direction,) = draw(1, output.shape)
-    for found, reference in zip(pull(direction), expected_pull(direction), strict=True):
-        assert_close(found, reference, MODULE)
+    assert_same(rows, whole, (q, kv, rel_pos_h, rel_pos_w))
 
 
 def test_relative_position_in_bfloat16():
     grid = (5, 3)
     arrays = grids(0, *grid)
-    expected = with_explicit_bias(*arrays, grid)
-    output = fused(*arrays, grid, jnp.bfloat16)
+    expected = jax.jit(lambda: with_explicit_bias(*arrays, grid))()
+    output = jax.jit(lambda: fused(*arrays, grid, jnp.bfloat16))()
     assert output.dtype == jnp.bfloat16
     assert_close(output, expected, BFLOAT16)
 
@@ -215,12 +203,7 @@ def test_chunks_change_nothing(monkeypatch, tokens):
     q, k, v = draw(0, *[(2, tokens, 2, 8)] * 3)
 
     def run():
-        def loss(*arrays):
-            output = ops.attention(*arrays, scale=0.5)
-            return jnp.square(output).sum(), output
-
-        gradients, output = jax.jit(jax.grad(loss, (0, 1, 2), has_aux=True))(q, k, v)
-        return output, *gradients
+        return outputs(lambda q, k, v: ops.attention(q, k, v, scale=0.5), (q, k, v))
 
     whole = run()
     monkeypatch.setattr(ops, "WHOLE_UP_TO", 256)
@@ -235,7 +218,7 @@ def test_a_large_grid_is_chunked_and_exact():
     assert arrays[0].shape[1] > ops.WHOLE_UP_TO
     jaxpr = str(jax.make_jaxpr(lambda *arrays: fused(*arrays, grid))(*arrays))
     assert "1122,1122" not in jaxpr, "scores of all tokens at once"
-    expected = with_explicit_bias(*arrays, grid)
+    expected = jax.jit(lambda: with_explicit_bias(*arrays, grid))()
     assert_close(jax.jit(lambda: fused(*arrays, grid))(), expected, MODULE)
 
 

@@ -124,8 +124,10 @@ vision = ClipVisionConfig(
 text = ClipTextConfig(
     width=8, depth=1, heads=2, mlp_width=8, context_length=8, vocab_size=60, embed_dim=8
 )
-graph, params = models.split(models.init(ClipConfig(vision, text)))
-images = np.random.default_rng(0).integers(0, 256, (64, 32, 32, 3), np.uint8)
+graph, abstract = models.split(models.abstract(ClipConfig(vision, text)))
+rng = np.random.default_rng(0)
+params = {k: np.float32(0.1 * rng.standard_normal(x.shape)) for k, x in abstract.items()}
+images = rng.integers(0, 256, (64, 32, 32, 3), np.uint8)
 
 def loss(params, images):
     with sharding.activations(mesh, 64):
@@ -165,7 +167,6 @@ def test_hosts_that_share_images_unevenly_are_told(monkeypatch):
 
 
 SHARED_IMAGES = """
-import json, sys
 import jax, numpy as np
 import jax.numpy as jnp
 from samclip_jax import models, sharding
@@ -173,7 +174,7 @@ from samclip_jax.models.config import (
     ClipConfig, ClipTextConfig, ClipVisionConfig, ImageEncoderConfig, MaskDecoderConfig, SamConfig
 )
 
-count = int(sys.argv[1])
+count = 6
 encoder = ImageEncoderConfig(
     width=32, depth=4, heads=2, groups=2, patch=4, image_size=64, window=12, mlp_width=32,
     out_channels=16,
@@ -184,10 +185,15 @@ vision = ClipVisionConfig(
 text = ClipTextConfig(
     width=8, depth=1, heads=2, mlp_width=8, context_length=8, vocab_size=60, embed_dim=8
 )
-clip = models.merge(*models.split(models.init(ClipConfig(vision, text))))
-graph, params = models.split(models.init(SamConfig(encoder, MaskDecoderConfig(mlp_width=16))))
 rng = np.random.default_rng(0)
-params = {k: jnp.float32(x + 0.1 * rng.standard_normal(x.shape)) for k, x in params.items()}
+
+def random(config):
+    graph, abstract = models.split(models.abstract(config))
+    draw = lambda x: np.float32(0.1 * rng.standard_normal(x.shape))
+    return graph, {name: draw(leaf) for name, leaf in abstract.items()}
+
+clip = models.merge(*random(ClipConfig(vision, text)))
+graph, params = random(SamConfig(encoder, MaskDecoderConfig(mlp_width=16)))
 batch = {
     "image": rng.integers(0, 256, (count, 64, 64, 3), np.uint8),
     "size": np.int32([[64, 48], [40, 64]] * (count // 2)),
@@ -218,8 +224,8 @@ for name, leaf in wanted.items():
 """
 
 
-@pytest.mark.parametrize("images", ["2", "6"])
-def test_devices_that_share_images_compute_what_one_does(run_python, images):
-    """Two images or six over eight devices: of each it has 4 rows of tokens, a window, a prompt."""
-    code, _, err = run_python(SHARED_IMAGES, images, devices=8)
+def test_devices_that_share_images_compute_what_one_does(run_python):
+    """Six images over two groups of devices, of which each has 4 rows of tokens, a window and a
+    prompt of every image. One image a group: test_train's two processes."""
+    code, _, err = run_python(SHARED_IMAGES, devices=8)
     assert code == 0, err
