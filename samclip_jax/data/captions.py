@@ -6,6 +6,7 @@ from samclip_jax.data.annotations import BadAnnotation, shown, usable
 from samclip_jax.data.coco import (
     is_file_name,
     is_text,
+    listed,
     match,
     read_contents,
     report_dropped_of_file,
@@ -30,17 +31,17 @@ class Captions(Files):
         super().__init__(annotations)
         self.folder, self.dropped, splits = existing(images), [], False
         if self.path.suffix == ".token":
-            listed = _flickr30k(self.path)
+            entries = _flickr30k(self.path)
         else:
             contents = read_contents(self.path)
             if splits := "annotations" not in contents:
-                listed = _karpathy(contents, split)
+                entries = _karpathy(listed(self.path, contents, "images"), split)
             else:
-                listed, self.dropped = match(self.path, contents, "caption", self.folder)
+                entries, self.dropped = match(self.path, contents, "caption", self.folder)
         if split and not splits:
             raise UserError(f"{annotations} has no splits: leave out {split!r}.")
         self.images = [
-            self._read(image) for image in listed if image["annotations"] or image["error"]
+            self._read(image) for image in entries if image["annotations"] or image["error"]
         ]
         if not any(image["captions"] for image in self.images):
             raise UserError(
@@ -71,9 +72,9 @@ def _caption(entry):
     return text
 
 
-def _karpathy(contents, split):  # -> images as `match` has them, captions with ids
+def _karpathy(entries, split):  # -> images as `match` has them, captions with ids
     images = []
-    for place, entry in enumerate(contents.get("images") or []):
+    for place, entry in enumerate(entries):
         image = {"key": f"images[{place}]", "error": None, "annotations": []}
         if not isinstance(entry, dict) or not is_file_name(entry.get("filename")):
             image["error"] = f"{shown(entry)} has no 'filename'"
