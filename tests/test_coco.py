@@ -1,4 +1,4 @@
-"""COCO's json as people make it: ids of two kinds, entries without what they need, other formats."""
+"""COCO's json as people make it: ids of two kinds, entries that lack something, other formats."""
 
 import json
 import pickle

@@ -7,6 +7,8 @@ import pytest
 from etils import epath
 
 from samclip_jax import checkpoint
+from samclip_jax.convert import import_weights
+from samclip_jax.convert.export import export_weights
 from samclip_jax.data import prepare
 from samclip_jax.data.sources import make_source
 from samclip_jax.data.unit import Options
@@ -88,8 +90,30 @@ def prepare_from(path):
     prepare.prepare("voc", path, "~/out", Options(), None)
 
 
+def prepare_tars(path):
+    prepare.prepare("sa1b", path, "~/out", Options(), None)
+
+
+def import_weights_of(path):
+    import_weights(path)
+
+
+def export_to(path):
+    export_weights("~", path, "segment_anything")
+
+
 @pytest.mark.parametrize(
-    "use", [read_prepared, read_images, read_annotations, prepare_to, prepare_from]
+    "use",
+    [
+        read_prepared,
+        read_images,
+        read_annotations,
+        prepare_to,
+        prepare_from,
+        prepare_tars,
+        import_weights_of,
+        export_to,
+    ],
 )
 def test_data_in_a_bucket_are_refused_and_gcsfuse_is_named(home, gcsfs, use):
     with pytest.raises(UserError, match="gcsfuse"):

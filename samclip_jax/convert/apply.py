@@ -1,7 +1,6 @@
 """Released weights to our parameters: every tensor in its place, or an error that lists all."""
 
 import collections
-from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
@@ -12,6 +11,7 @@ from samclip_jax.convert.detect import detect, size_name
 from samclip_jax.convert.rules import LAYOUTS
 from samclip_jax.convert.tokenizer import tokenizer_json
 from samclip_jax.errors import UserError
+from samclip_jax.paths import local_path
 
 HALVES = ("float16", "bfloat16")
 FLOATS = ("float64", "float32", *HALVES)
@@ -48,7 +48,7 @@ def import_weights(source, quick_gelu=None, tokenizer=None):
     views = layout.views(params)
     for key, parts in tqdm(views.items(), desc="reading", unit=" tensors", delay=5, mininterval=1):
         _fill(parts, tensors[key].read())
-    name, digest = Path(source).resolve().name, readers.sha256(files)
+    name, digest = local_path(source).resolve().name, readers.sha256(files)
     return config, params, text, {"name": name, "sha256": digest, "assumed": assumed}
 
 

@@ -5,7 +5,6 @@ import json
 import shutil
 import struct
 import zipfile
-from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
@@ -13,6 +12,7 @@ from tqdm import tqdm
 from samclip_jax import checkpoint
 from samclip_jax.convert.rules import SAM_MODEL, SEGMENT_ANYTHING
 from samclip_jax.errors import UserError, os_errors
+from samclip_jax.paths import local_path
 
 KINDS = ("sam", "samclip")
 
@@ -24,7 +24,7 @@ def export_weights(source, output, layout):
     dict holds the parameters left out: CLIP head, text tower and logit_scale of a merged model.
     UserError where the output exists or cannot be written.
     """
-    output = Path(output)
+    output = local_path(output)
     if output.exists():
         raise UserError(f"{output} exists and is left as it is: choose another name.")
     config, params, _ = checkpoint.load_model(source, KINDS)

@@ -24,6 +24,7 @@ from safetensors import safe_open
 from tqdm import tqdm
 
 from samclip_jax.errors import UserError, os_errors
+from samclip_jax.paths import local_path
 
 WEIGHT_FILES = (  # in a folder, the first that is there
     "open_clip_model.safetensors",
@@ -68,7 +69,7 @@ class Tensor:
 
 def weight_files(source):
     """The weight files that `source`, a file or a folder, stands for; several if it is sharded."""
-    path = Path(source)
+    path = local_path(source)
     if path.is_dir():
         found = [path / name for name in WEIGHT_FILES if (path / name).is_file()][:1]
         found = found or sorted(file for file in path.iterdir() if file.suffix in SUFFIXES)

@@ -1,13 +1,13 @@
 """CLIP's tokenizer, from the files it is published in, as the JSON of Hugging Face's tokenizers."""
 
 import gzip
-from pathlib import Path
 
 import tokenizers
 from tokenizers import Regex, models, normalizers, pre_tokenizers
 
 from samclip_jax.convert.readers import read_json
 from samclip_jax.errors import UserError
+from samclip_jax.paths import local_path
 from samclip_jax.tokenizer import ENDS, STARTS, Tokenizer
 
 WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"  # clip.simple_tokenizer
@@ -20,7 +20,7 @@ def tokenizer_json(folder, given, vocab_size):
 
     UserError where there is none, or one with another number of tokens than the model's.
     """
-    path = Path(given or folder)
+    path = local_path(given or folder)
     files = [path] if path.is_file() else [path / "tokenizer.json", path / OPENAI_FILE]
     found = next((file for file in files if file.is_file()), path / "vocab.json")
     if not found.is_file():
