@@ -81,6 +81,8 @@ def link_dependencies(distribution, extras, site_packages):
 
 WITHOUT_RECORDS = """
 import sys
+from pathlib import Path
+
 import grain  # knows by the platform that there is none
 for name in [name for name in sys.modules if name.startswith("array_record")]:
     sys.modules[name] = None
@@ -88,7 +90,8 @@ from samclip_jax.data import pipeline, sources
 from samclip_jax.errors import command
 
 print(sources.make_source("shape_scenes", split="train", size=2)[0]["image"].shape)
-command(sources.records.read_shards)(["a.array_record"])
+entry = {"name": "a.array_record", "records": 1, "sha256": ""}
+command(sources.records.Shards(Path("."), [entry]).__getitem__)(0)
 """
 
 
