@@ -43,7 +43,7 @@ try:
     from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 except ModuleNotFoundError:  # it has no build for Windows
 
-    def ArrayRecordReader(*_):
+    def ArrayRecordReader(*_, **__):
         raise UserError(
             "prepared data sets need the package array-record, which there is for Linux and macOS, "
             "not for Windows: use WSL there."
