@@ -1,4 +1,4 @@
-"""pip install -e .[test]; extras: eval, prepare, test, tpu, gpu, oracle.
+"""pip install -e .[test]; extras: eval, prepare, tfds, test, tpu, gpu, oracle.
 
 Upper bounds stand where the next release is known, or has often been, to break its users.
 """
@@ -39,6 +39,8 @@ setup(
     extras_require={
         "eval": EVAL,
         "test": [*EVAL, "build>=1,<2", "pytest>=8,<10", "pytest-xdist>=3.6,<4", "ruff>=0.17,<0.18"],
+        # data.prepare's kind tfds, for sets that TFDS has yet to make
+        "tfds": [EVAL[1], "importlib_resources>=6,<8", "tensorflow>=2.16,<3"],
         "prepare": ["apache-beam[gcp]>=2.60,<3"],
         "tpu": ["jax[tpu]>=0.10,<0.13", "gcsfs"],
         "gpu": ["jax[cuda12]>=0.10,<0.13"],  # NVIDIA's, on Linux

@@ -1,4 +1,4 @@
-"""COCO's json as people make it: ids of two kinds, entries that lack something, other formats."""
+"""COCO's json as people make it: ids of two kinds, broken entries, files of other formats."""
 
 import json
 import pickle

@@ -9,6 +9,7 @@ from test_prepare import photograph, run
 
 from samclip_jax.data.sources import make_source
 from samclip_jax.data.unit import Options
+from samclip_jax.errors import UserError
 
 
 def test_a_folder_with_classes(tmp_path):
@@ -72,3 +73,25 @@ def test_a_data_set_of_tfds(tmp_path, monkeypatch):
     for i in range(2):
         number = files.index(stored[source[i]["key"]])
         assert source.classes[source[i]["label"]] == ("cat", "dog")[number % 2]
+
+
+@pytest.mark.parametrize(
+    "error, sentence",
+    [
+        (
+            ValueError("File format is already set to FileFormat.TFRECORD"),
+            "set TFDS_DATA_DIR to ano",
+        ),
+        (ModuleNotFoundError("No module named 'tensorflow'"), r"pip install -e .\[tfds\]"),
+        (AssertionError("Manual directory does not exist"), "gives no 'train' of 'x': .* Manual"),
+    ],
+)
+def test_what_tfds_cannot_give_is_one_sentence(tmp_path, monkeypatch, error, sentence):
+    tfds = pytest.importorskip("tensorflow_datasets")
+
+    def data_source(*arguments, **options):
+        raise error
+
+    monkeypatch.setattr(tfds, "data_source", data_source)
+    with pytest.raises(UserError, match=sentence):
+        run("tfds", "x", tmp_path / "out")

@@ -148,11 +148,21 @@ class Tfds(Kind):
         try:
             import tensorflow_datasets as tfds
         except ImportError:
-            raise UserError("tfds needs: pip install tensorflow-datasets") from None
+            raise UserError("tfds needs: pip install -e .[tfds]") from None
         try:
             raw = {"image": tfds.decode.SkipDecoding()}
             return tfds.data_source(self.source, split=self.split, decoders=raw)
+        except ImportError as error:
+            raise UserError(
+                f"TFDS has yet to make {self.source!r}, and needs more for it ({error}): pip "
+                "install -e .[tfds]"
+            ) from None
         except Exception as error:  # of its own kinds, and of every data set's own
+            if "TFRECORD" in str(error):
+                raise UserError(
+                    f"TFDS has {self.source!r} as tfrecord, which cannot be read at random; set "
+                    "TFDS_DATA_DIR to another folder, where it is made as array_record."
+                ) from None
             raise UserError(
                 f"TFDS gives no {self.split!r} of {self.source!r}: {line(error)}"
             ) from None
