@@ -75,12 +75,9 @@ def test_each_set_knows_its_own_ignored_values(tmp_path, kind, ignored, wrong):
         bad["ignored"] = np.full_like(good, ignored[0])
     for case, pixels in bad.items():
         write(folder, {name: png(pixels)})
-        with pytest.raises(UserError, match="bad_annotation"):
+        detail = f"value {wrong}," if case == "wrong" else "no pixel of"
+        with pytest.raises(UserError, match=f"bad_annotation.*a.png.*{detail}|{detail}.*a.png"):
             run_here(kind, folder, tmp_path / case)
-        (unit,) = (tmp_path / case / "progress").glob("*.json")
-        (_, _, detail) = json.loads(unit.read_text())["rejects"][0]
-        said = f"value {wrong}," if case == "wrong" else "no pixel of"
-        assert said in detail and "a.png" in detail
 
 
 def test_a_map_of_another_format_is_an_error(tmp_path):

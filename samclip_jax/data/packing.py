@@ -50,7 +50,7 @@ def write_shard(output, name, parts, tick=lambda: None):
     """
     progress, path = output / "progress", output / records.SHARDS / name
     if (progress / f"{name}.json").exists():  # Beam may do it twice
-        return 0, collections.Counter()
+        return 0, {}, {}
     files = [progress / part["name"] for part, _ in parts]
     if len(parts) == 1 and not parts[0][1]:
         if files[0].exists():
@@ -61,7 +61,7 @@ def write_shard(output, name, parts, tick=lambda: None):
     write_whole(progress / f"{name}.json", json.dumps(entry))
     for file in files:
         file.unlink(missing_ok=True)
-    return 0, collections.Counter()
+    return 0, {}, {}
 
 
 def copy(folder, path, parts, tick):

@@ -35,7 +35,7 @@ import tqdm
 from samclip_jax.data import evaluation_sets, raw, records, tars
 from samclip_jax.data.decode import line
 from samclip_jax.data.packing import find_duplicates, plan_shards, write_shard
-from samclip_jax.data.unit import Options, prepare_unit, write_whole
+from samclip_jax.data.unit import Options, examples_of, prepare_unit, write_whole
 from samclip_jax.data.worker import end_with
 from samclip_jax.errors import UserError, command, os_errors
 from samclip_jax.paths import local_path
@@ -121,10 +121,11 @@ def run_beam(work, items, check, arguments):
 
 
 def run(work, items, check, workers):
-    """Works in `workers` processes. check(inputs, rejects) may end it with a UserError."""
+    """Works in `workers` processes. check(inputs, rejects, examples), as `require_usable`, may end
+    it with a UserError."""
     context = multiprocessing.get_context("spawn")
     count = context.Value("q", 0)
-    inputs, rejects = 0, collections.Counter()
+    inputs, rejects, examples = 0, collections.Counter(), {}
     stage = work.func.__name__.replace("_", " ")
     bar = tqdm.tqdm(unit=" images", desc=f"{stage} 0/{len(items)}")
     pool = concurrent.futures.ProcessPoolExecutor(
@@ -136,10 +137,11 @@ def run(work, items, check, workers):
             while waiting:
                 done, waiting = concurrent.futures.wait(waiting, 0.5, "FIRST_COMPLETED")
                 for each in done:
-                    new_inputs, new_rejects = each.result()
+                    new_inputs, new_rejects, new_examples = each.result()
                     inputs += new_inputs
                     rejects.update(new_rejects)
-                check(inputs, rejects, few=FEW)
+                    examples = new_examples | examples
+                check(inputs, rejects, examples, few=FEW)
                 bar.set_description(f"{stage} {len(items) - len(waiting)}/{len(items)}")
                 bar.update(count.value - bar.n)
         except concurrent.futures.process.BrokenProcessPool:
@@ -148,15 +150,16 @@ def run(work, items, check, workers):
             pool.shutdown(wait=True, cancel_futures=True)
 
 
-def require_usable(inputs, rejects, options, output, few=1):
-    """UserError where too many inputs were rejected."""
+def require_usable(inputs, rejects, examples, options, output, few=1):
+    """UserError where too many inputs were rejected. rejects: {reason: number}; examples: {reason:
+    the detail of one}."""
     dirt = collections.Counter({k: n for k, n in rejects.items() if k not in LEFT_OUT})
     bad = dirt.total()
     if inputs >= few and bad > options.max_rejects * inputs:
         (reason, number), *_ = dirt.most_common(1)
         raise UserError(
-            f"{bad} of {inputs} inputs cannot be used, {number} of them are {reason}; mend the "
-            f"source and delete {output}, or raise --max_rejects"
+            f"{bad} of {inputs} inputs cannot be used, {number} of them are {reason} "
+            f"({examples[reason]}); mend the source and delete {output}, or raise --max_rejects"
         )
 
 
@@ -195,7 +198,7 @@ def finish(output, about, names, options, kind, runner):
     annotations = [*kind.dropped, *(each for unit in units for each in unit["dropped_annotations"])]
     inputs = sum(unit["inputs"] for unit in units)
     check = functools.partial(require_usable, options=options, output=output)
-    check(inputs, reasons)
+    check(inputs, reasons, examples_of(rejects))
     planned = plan_shards(units, duplicates)
     run_left(runner, functools.partial(write_shard, output), output, planned, check)
     shards = [json.loads((output / "progress" / f"{name}.json").read_text()) for name, _ in planned]

@@ -115,7 +115,7 @@ def keep(categories, size, shape, options, entry):
 
 def prepare_unit(kind, options, output, name, what, tick=lambda: None):
     """Writes the records of a unit to parts in progress/ and, after them, progress/NAME.json: what
-    has become of it. Returns the number of inputs and {reason: rejects}.
+    has become of it. Returns the number of inputs, {reason: rejects} and {reason: detail of one}.
 
     tick() is called for every input.
     """
@@ -151,7 +151,14 @@ def prepare_unit(kind, options, output, name, what, tick=lambda: None):
         parts[split].append(writers[split].close())
     done |= {"dropped": dropped, "labels": sorted(labels - {None}), "contents": contents}
     write_whole(folder / f"{name}.json", json.dumps(done | {"parts": parts}))
-    return done["inputs"], collections.Counter(reason for _, reason, _ in done["rejects"])
+    rejects = done["rejects"]
+    reasons = collections.Counter(reason for _, reason, _ in rejects)
+    return done["inputs"], reasons, examples_of(rejects)
+
+
+def examples_of(rejects):
+    """{reason: the detail of the first} of rejects, [(key, reason, detail)]."""
+    return {reason: detail for _, reason, detail in reversed(rejects)}
 
 
 def write_whole(path, text):
