@@ -101,35 +101,55 @@ def test_hugging_face_tells_it_in_its_own_files(tmp_path):
 QUICK = "quick_gelu activations in the {} tower (else --quick_gelu, --no-quick_gelu)"
 
 
-@pytest.mark.parametrize(
-    "described, assumed",
-    [
-        ({"vision_config_dict": {"num_attention_heads": 2}}, [QUICK.format("image")]),
-        ({"vision_config_dict": {"num_attention_heads": 2, "hidden_act": "gelu"}}, []),
-        ({"vision_config_dict": {}}, ["12 heads in the image tower", QUICK.format("image")]),
-        ({"text_config_dict": {}}, ["8 heads in the text tower", QUICK.format("text")]),
-        (
-            {"vision_config": None, "text_config": {"num_attention_heads": 2}},
-            ["12 heads in the image tower", QUICK.format("image"), QUICK.format("text")],
-        ),
-    ],
-)
-def test_old_hugging_face_files_count_as_transformers_reads_them(described, assumed, tmp_path):
-    """A tower's old description replaces the new one, what it leaves out has transformers' default
-    and is reported."""
-    described = CLIP_MODEL_JSON["config.json"] | described
-    (tmp_path / "config.json").write_text(json.dumps(described))
+OLD_FILES = [
+    ({"vision_config_dict": {"num_attention_heads": 2}}, [QUICK.format("image")]),
+    ({"vision_config_dict": {"num_attention_heads": 2, "hidden_act": "gelu"}}, []),
+    ({"vision_config_dict": {}}, ["12 heads in the image tower", QUICK.format("image")]),
+    ({"text_config_dict": {}}, ["8 heads in the text tower", QUICK.format("text")]),
+    (
+        {"vision_config": None, "text_config": {"num_attention_heads": 2}},
+        ["12 heads in the image tower", QUICK.format("image"), QUICK.format("text")],
+    ),
+]
+
+
+def detected_clip_model(described, folder):
+    """detect() of the tiny CLIP as CLIPModel, with this config.json."""
+    (folder / "config.json").write_text(json.dumps(described))
     processor = CLIP_MODEL_JSON["preprocessor_config.json"]
-    (tmp_path / "preprocessor_config.json").write_text(json.dumps(processor))
+    (folder / "preprocessor_config.json").write_text(json.dumps(processor))
     tensors = released(rules.CLIP_MODEL, CLIP)
     names = rules.CLIP_MODEL.names(tensors)
     shapes = {name: tensors[key].shape for name, key in names.items()}
-    config, reported = detect(rules.CLIP_MODEL, shapes, tmp_path / "model.safetensors")
+    return detect(rules.CLIP_MODEL, shapes, folder / "model.safetensors")
+
+
+@pytest.mark.parametrize("described, assumed", OLD_FILES)
+def test_old_descriptions_of_a_tower_count_alone(described, assumed, tmp_path):
+    """What they leave out has transformers' default, and is reported."""
+    described = CLIP_MODEL_JSON["config.json"] | described
+    config, reported = detected_clip_model(described, tmp_path)
     assert reported == assumed
     old = described.get("vision_config_dict") or {}
     if "num_attention_heads" in old:
         assert config.vision.heads == old["num_attention_heads"]
         assert config.vision.activation == old.get("hidden_act", "quick_gelu")
+
+
+@pytest.mark.oracle
+@pytest.mark.parametrize("described, assumed", OLD_FILES)
+def test_old_hugging_face_files_are_read_as_transformers_reads_them(described, assumed, tmp_path):
+    import transformers
+
+    new = {"vision_config": {"num_attention_heads": 3, "hidden_act": "gelu"}}
+    new["text_config"] = {"num_attention_heads": 2, "hidden_act": "gelu"}
+    described = {"model_type": "clip"} | new | described
+    config, _ = detected_clip_model(described, tmp_path)
+    theirs = transformers.CLIPConfig(**json.loads(json.dumps(described)))
+    for tower in ("vision", "text"):
+        ours, expected = getattr(config, tower), getattr(theirs, f"{tower}_config")
+        assert ours.heads == expected.num_attention_heads
+        assert ours.activation == expected.hidden_act
 
 
 def test_an_epsilon_that_clip_does_not_have_is_refused(tmp_path):

@@ -188,6 +188,7 @@ def test_probabilities_are_the_softmax_of_scaled_cosines(tiny_samclip, tiny_clip
     of it."""
     full = transforms.resize(photograph, 64, 64)
     for model in (tiny_samclip, tiny_clip):
+        assert model.params["logit_scale"] == tiny_clip.params["logit_scale"]  # the teacher's
         model = model.with_params(model.params | {"logit_scale": np.float32(np.log(20))})
         predictor = sc.Predictor(model)
         predictor.set_image(full)
