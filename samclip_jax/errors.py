@@ -60,6 +60,17 @@ def under(prefix):
         raise UserError(f"{prefix}{error}") from error
 
 
+@contextlib.contextmanager
+def memory_errors(what):
+    """Turns a MemoryError into a UserError. what: what was being read or made."""
+    try:
+        yield
+    except MemoryError as error:
+        raise UserError(
+            f"{what} does not fit into memory; take fewer workers, or leave it out of the data"
+        ) from error
+
+
 def program() -> str:
     """'main' for `python -m samclip_jax.main`, 'convert' for the package samclip_jax.convert."""
     spec = getattr(sys.modules["__main__"], "__spec__", None)

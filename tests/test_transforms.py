@@ -123,3 +123,28 @@ def test_padding_is_below_and_to_the_right():
     padded = transforms.pad(np.full((3, 5, 3), 7, np.uint8), 8)
     assert padded.shape == (8, 8, 3) and padded.dtype == np.uint8
     assert (padded[:3, :5] == 7).all() and padded.sum() == 7 * 45
+
+
+@pytest.mark.parametrize("shape", [(24, 224), (300, 20), (7, 1999)])
+def test_a_slender_picture_is_cropped_as_any_other(shape, monkeypatch):
+    """Before it is enlarged: the same pixels, but for rounding between Pillow's passes."""
+    image = ramp(*shape)
+    found = transforms.centre_crop(image, 32).astype(int)
+    monkeypatch.setattr(transforms, "SLENDER", 10**9)
+    assert np.abs(found - transforms.centre_crop(image, 32)).max() <= 1
+
+
+@pytest.mark.parametrize("shape", [(1, 12000), (12000, 1), (1, 1)])
+def test_a_line_of_pixels_fills_no_memory(shape, monkeypatch):
+    sizes, resize = [], transforms.resize
+
+    def noted(image, height, width, *more, **options):
+        sizes.append(height * width)
+        return resize(image, height, width, *more, **options)
+
+    monkeypatch.setattr(transforms, "resize", noted)
+    image = np.full((*shape, 3), 9, np.uint8)
+    assert (transforms.centre_crop(image, 224) == np.full((224, 224, 3), 9)).all()
+    assert transforms.resize_longest(image, 64).shape[:2] in ((1, 64), (64, 1), (64, 64))
+    transforms.random_resized_crop(image, 64, np.random.default_rng(0))
+    assert max(sizes) <= 8 * 224**2

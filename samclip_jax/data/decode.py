@@ -16,13 +16,16 @@ REASONS = (
     "empty",  # zero bytes
     "not_an_image",
     "truncated",  # the pixel data ends early or is damaged
-    "too_small",  # one pixel wide or high: a web page's counter, not a photograph
+    "too_small",  # a side under MIN_SIDE: a web page's counter or rule, not a photograph
     "too_large",  # a decompression bomb by Pillow's limit
     "bad_annotation",  # missing, malformed, or made for an image of another size
     "no_annotation",  # nothing that could be prompted or learnt from
     "unsupported",  # a picture in a format that is not read here, such as HEIC
     "other_image",  # of a sample of several images; another one is its picture
 )
+
+
+MIN_SIDE = 8  # px, in training and evaluation; data.prepare has --min_side
 
 
 class BadRecord(Exception):
@@ -54,6 +57,8 @@ SIGNATURES = {
     b"\xff\x0a": "JPEG XL",
     b"\0\0\0\x0cJXL ": "JPEG XL",
     b"8BPS": "Photoshop",
+    b"II*\0": "TIFF of these pixels",
+    b"MM\0*": "TIFF of these pixels",
 }
 BRANDS = dict.fromkeys((b"heic", b"heix", b"heim", b"heis", b"hevc", b"mif1", b"msf1"), "HEIC")
 BRANDS |= dict.fromkeys((b"avif", b"avis"), "AVIF")
@@ -69,6 +74,12 @@ UPRIGHT = {  # EXIF orientation -> what turns the picture upright
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+INVERSE = {turn: turn for turn in UPRIGHT.values()} | {
+    Image.Transpose.ROTATE_270: Image.Transpose.ROTATE_90,
+    Image.Transpose.ROTATE_90: Image.Transpose.ROTATE_270,
+}
+# Of a PNG, what says how its pixels look: critical chunks begin with a capital letter.
+PNG, PNG_XMP = b"\x89PNG\r\n\x1a\n", b"XML:com.adobe.xmp\0\0"
 
 
 def decode_image(image, size=None):  # -> uint8 [H, W, 3]
@@ -92,18 +103,27 @@ def open_image(image, size=None, name=None):  # bytes or path -> uint8 [H, W, 3]
     if shape and not turned:
         return _jpeg(data, shape, size)
     try:
-        stored = Image.open(io.BytesIO(data), formats=FORMATS)
+        stored = Image.open(io.BytesIO(_without_texts(data)), formats=FORMATS)
+    except MemoryError:
+        raise
     except Image.DecompressionBombError as error:
         raise BadRecord("too_large", error) from None
     except Exception:  # readers trip over hostile headers in every possible way
+        if shape:  # over what only says something of the picture
+            return _jpeg(data, shape, size)
         raise _unidentified(data, suffix) from None
     if stored.format == "TIFF" and suffix in UNSUPPORTED:  # a camera's raw file: a thumbnail in it
         raise _unidentified(data, suffix)
-    if min(stored.size) < 2:
-        raise BadRecord("too_small", f"{stored.width} x {stored.height} px")
+    require_side((stored.height, stored.width), 2)
     if shape == (stored.height, stored.width) and UPRIGHT.get(orientation(stored)) is None:
         return _jpeg(data, shape, size)
     return _decode(stored, size)
+
+
+def require_side(shape, least=MIN_SIDE):
+    """BadRecord where an image of this shape, (height, width, ...), has a side under `least` px."""
+    if min(shape[:2]) < least:
+        raise BadRecord("too_small", f"{shape[1]} x {shape[0]} px")
 
 
 def _unidentified(data, suffix):  # -> BadRecord
@@ -117,11 +137,29 @@ def _unidentified(data, suffix):  # -> BadRecord
     return BadRecord("unsupported", f"{form} is not read here; make it a JPEG")
 
 
+def _without_texts(data):
+    """A PNG without chunks that do not change its pixels: Pillow refuses long texts and profiles,
+    and damaged ones."""
+    if not data.startswith(PNG):
+        return data
+    chunks, place = [PNG], len(PNG)
+    while place < len(data):
+        end = place + 12 + int.from_bytes(data[place : place + 4])
+        name, content = data[place + 4 : place + 8], data[place + 8 : place + 8 + len(PNG_XMP)]
+        xmp = content == PNG_XMP and end - place < 1 << 16  # may have the orientation
+        if name[:1].isupper() or name in (b"tRNS", b"eXIf") or xmp:
+            chunks.append(data[place:end])
+        place = end
+    return b"".join(chunks)
+
+
 def is_upright_jpeg(data):
-    """Whether these bytes, an image file, are a JPEG that need not be turned."""
-    with Image.open(io.BytesIO(data)) as stored:
-        jpeg = stored.format in ("JPEG", "MPO")  # MPO: a JPEG with others after it, as phones make
-        return jpeg and UPRIGHT.get(orientation(stored)) is None
+    """Whether these bytes, an image that can be decoded, are a JPEG that need not be turned."""
+    try:
+        with Image.open(io.BytesIO(data), formats=("JPEG",)) as stored:
+            return UPRIGHT.get(orientation(stored)) is None
+    except Exception:  # as in open_image
+        return _frame(data)[0] is not None
 
 
 def _frame(data):
@@ -171,20 +209,28 @@ class Jpeg:
             return _decode(io.BytesIO(self._data))
 
 
-def _decode(stored, size=None):
+def _decode(file, size=None):
     try:
-        stored = stored if isinstance(stored, Image.Image) else Image.open(stored, formats=FORMATS)
-        stored.load()
-        turn = UPRIGHT.get(orientation(stored))
-        upright = stored if turn is None else stored.transpose(turn)
-        pictures = {(each.height, each.width): each for each in (stored, upright)}
-        picture = upright if size is None else pictures.get(tuple(size))
-        rgb = None if picture is None else _rgb(picture)
+        file = file if isinstance(file, Image.Image) else Image.open(file, formats=FORMATS)
+        turn = UPRIGHT.get(orientation(file))
+        file.load()
+        stored = upright = file
+        left = UPRIGHT.get(orientation(file))  # after loading: Pillow turns a TIFF by itself
+        if left is not None:
+            upright = file.transpose(left)
+        elif turn is not None:
+            stored = file.transpose(INVERSE[turn])
+    except MemoryError:
+        raise
     except Exception as error:
         raise BadRecord("truncated", error) from None
-    if rgb is None:
+    pictures = {(each.height, each.width): each for each in (stored, upright)}
+    picture = upright if size is None else pictures.get(tuple(size))
+    if picture is None:
         raise BadRecord("bad_annotation", f"made for {size}, the image is {upright.size[::-1]}")
-    return rgb
+    if picture.mode[0] in "IF":
+        return np.repeat(_eight_bits(np.asarray(picture), file)[..., None], 3, axis=-1)
+    return _rgb(picture)
 
 
 def read_file(path, absent="unreadable"):  # -> bytes
@@ -201,21 +247,39 @@ def read_file(path, absent="unreadable"):  # -> bytes
 def orientation(image):
     try:
         return image.getexif().get(ExifTags.Base.Orientation)
+    except MemoryError:
+        raise
     except Exception:  # damaged EXIF says nothing against the pixels
         return None
 
 
-def _rgb(image):  # PIL image of any mode -> uint8 [H, W, 3]
-    """16-bit grey by its full range. Transparency over white, the page such pictures are made for:
-    dropping the alpha would show whatever colour lies hidden under it."""
-    if image.mode.startswith("I"):
-        grey = (np.clip(np.asarray(image), 0, 65535) // 257).astype(np.uint8)
-        return np.repeat(grey[..., None], 3, axis=-1)
-    if image.has_transparency_data:
-        page = Image.new("RGBA", image.size, "white")
-        page.alpha_composite(image.convert("RGBA"))
-        image = page
-    return np.asarray(image.convert("RGB"))
+def _eight_bits(grey, file):  # int or float [H, W] -> uint8 [H, W]
+    """By the full range of 16 bits or fewer without a sign, else from the least to the greatest
+    level: nothing says what white is in 32 bits. NaN and infinity are black."""
+    tags = getattr(file, "tag_v2", {})  # a TIFF's
+    if file.mode != "F" and (file.mode.startswith("I;16") or not tags):
+        bits = tags.get(ExifTags.Base.BitsPerSample, (16,))[0]
+        low, high = 0, 2**bits - 1
+    else:
+        if tags.get(ExifTags.Base.SampleFormat) == (1,) and grey.dtype == np.int32:
+            grey = grey.view(np.uint32)
+        finite = grey[np.isfinite(grey)].astype(np.float64)
+        low, high = (finite.min(), finite.max()) if finite.size else (0, 1)
+    levels = (np.float64(grey) - low) * (255 / max(high - low, np.finfo(np.float64).tiny))
+    return np.nan_to_num(np.clip(levels, 0, 255), nan=0).astype(np.uint8)
+
+
+def _rgb(image):  # PIL image of any other mode -> uint8 [H, W, 3]
+    """Transparency over white, the page such pictures are made for: dropping the alpha would show
+    whatever colour lies hidden under it."""
+    try:
+        if image.has_transparency_data:
+            page = Image.new("RGBA", image.size, "white")
+            page.alpha_composite(image.convert("RGBA"))
+            image = page
+        return np.asarray(image.convert("RGB"))
+    except ValueError as error:  # L*a*b*
+        raise BadRecord("unsupported", error) from None
 
 
 def line(error):

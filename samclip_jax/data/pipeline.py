@@ -20,9 +20,9 @@ import numpy as np
 from absl import flags, logging
 
 from samclip_jax.data import transforms, worker
-from samclip_jax.data.decode import REASONS, BadRecord
+from samclip_jax.data.decode import REASONS, BadRecord, require_side
 from samclip_jax.data.prompts import PromptConfig, simulate
-from samclip_jax.errors import UserError
+from samclip_jax.errors import UserError, memory_errors
 
 MAX_REPLACEMENTS = 100
 RESOLUTION, EXAMPLE = 0, 1  # what a draw is for: keeps the random sequences apart
@@ -210,8 +210,10 @@ class LocalBatch:
         rng = np.random.default_rng((self.seed, EXAMPLE, e))
         for _ in range(MAX_REPLACEMENTS):
             try:
-                record = source[index]
-                return record["key"], self.config.example(record, resolution, rng)
+                with memory_errors(f"record {index} of {source}"):
+                    record = source[index]
+                    require_side(record["image"].shape)
+                    return record["key"], self.config.example(record, resolution, rng)
             except BadRecord as bad:
                 rejected[REASONS.index(bad.reason)] += 1
                 logging.log_first_n(logging.WARNING, "%s: record %d: %s", 10, source, index, bad)

@@ -13,6 +13,7 @@ from PIL import Image
 from samclip_jax.data.decode import Jpeg
 
 BILINEAR, BICUBIC = Image.Resampling.BILINEAR, Image.Resampling.BICUBIC
+SLENDER = 8  # long sides to a short one; 1 x 12000 px as 224 x 2.7 million would fill the memory
 HALF = 0.5 * 16 / 15  # up to which half a Jpeg's size does; libjpeg-turbo is slow at 5/8
 
 
@@ -68,7 +69,12 @@ def centre_crop(image, size):  # [H, W, 3] -> [size, size, 3]
     """CLIP's evaluation view: shortest side to `size`, bicubic, then the centre (OpenCLIP's)."""
     height, width = image.shape[:2]
     short = min(height, width)
-    image = resize(image, int(size * height / short), int(size * width / short), BICUBIC)
+    h, w = int(size * height / short), int(size * width / short)
+    if max(h, w) > SLENDER * size:  # the same pixels, without those that the crop leaves out
+        y, x = (round((side - size) / 2) for side in (h, w))
+        box = (x * width / w, y * height / h, (x + size) * width / w, (y + size) * height / h)
+        return resize(image, size, size, BICUBIC, box)
+    image = resize(image, h, w, BICUBIC)
     y, x = (round((side - size) / 2) for side in image.shape[:2])
     return image[y : y + size, x : x + size]
 

@@ -14,8 +14,8 @@ from PIL import Image
 
 from samclip_jax.data import records, transforms
 from samclip_jax.data.annotations import BadAnnotation, annotation, usable
-from samclip_jax.data.decode import BadRecord, is_upright_jpeg, open_image
-from samclip_jax.errors import UserError
+from samclip_jax.data.decode import BadRecord, is_upright_jpeg, open_image, require_side
+from samclip_jax.errors import UserError, memory_errors
 
 
 def _option(default, says):
@@ -59,8 +59,7 @@ def make_record(found, options, dropped):
         raise found.error
     image = open_image(found.image, found.size, found.key)
     size = image.shape[:2]
-    if min(size) < options.min_side:
-        raise BadRecord("too_small", f"{size[1]} x {size[0]} px")
+    require_side(size, options.min_side)
     shape = smaller(size, options)
     same = shape == size
     pixels = np.asarray(image) if same else transforms.resize(image, *shape, transforms.BICUBIC)
@@ -129,7 +128,8 @@ def prepare_unit(kind, options, output, name, what, tick=lambda: None):
         tick()
         left_out = []
         try:
-            record = make_record(found, options, left_out)
+            with memory_errors(found.key):
+                record = make_record(found, options, left_out)
         except BadRecord as bad:
             done["rejects"].append([found.key, bad.reason, str(bad.detail)])
             continue

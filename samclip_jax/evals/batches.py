@@ -9,9 +9,9 @@ import numpy as np
 from absl import logging
 from tqdm import tqdm
 
-from samclip_jax.data.decode import BadRecord
+from samclip_jax.data.decode import BadRecord, require_side
 from samclip_jax.data.evaluation_sets import CLASS_NAMES
-from samclip_jax.errors import UserError
+from samclip_jax.errors import UserError, memory_errors
 from samclip_jax.inference import texts
 
 THREADS = 4  # that read and prepare records while the model runs
@@ -73,10 +73,12 @@ class Batches:
     def _record(self, index):
         dropped = []
         try:
-            record = self.source[index]
-            dropped += record.get("dropped", ())
-            image = np.asarray(record["image"])
-            return self.prepare(record | {"image": image, "dropped": dropped}), dropped
+            with memory_errors(f"record {index} of {self.source}"):
+                record = self.source[index]
+                require_side(record["image"].shape)
+                dropped += record.get("dropped", ())
+                image = np.asarray(record["image"])
+                return self.prepare(record | {"image": image, "dropped": dropped}), dropped
         except BadRecord as bad:
             return bad, dropped
 
