@@ -1,5 +1,6 @@
 """What the tests share."""
 
+import importlib
 import os
 import pathlib
 import subprocess
@@ -58,6 +59,30 @@ def run_python(start_python):
         process = start_python(*arguments, **options)
         out, err = process.communicate(timeout=300)
         return process.returncode, out, err
+
+    return run
+
+
+@pytest.fixture
+def last_words(monkeypatch):
+    """last_words("samclip_jax.main", *arguments): the sentence with which that command line, run
+    in this process, ends in exit code 1."""
+    from absl import app
+    from absl.testing import flagsaver
+
+    from samclip_jax import config
+
+    monkeypatch.setattr(app, "run", lambda main, flags_parser: main(flags_parser(sys.argv)))
+    monkeypatch.setattr(sys.modules["__main__"], "__spec__", None)
+
+    def run(module, *arguments):
+        monkeypatch.delitem(sys.modules, module, raising=False)
+        with flagsaver.flagsaver(), pytest.raises(SystemExit) as end:  # flags are gone afterwards
+            module = importlib.import_module(module)
+            monkeypatch.setattr(sys, "argv", [module.__file__, *arguments])
+            module.main() if hasattr(module, "parse") else config.run(module.main)
+        assert isinstance(end.value.code, str), "Python prints the sentence and exits with 1"
+        return end.value.code
 
     return run
 

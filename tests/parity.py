@@ -71,15 +71,10 @@ def converted(config, weights):
 
 def call(config, params, method, *args):
     """method(model, *args) of the model with these params, compiled as one function."""
-    graph = graph_of(config)
+    graph = models.split(models.abstract(config))[0]
     whole = jax.jit(lambda params, *args: method(models.merge(graph, params), *args))
     quickly = {"xla_backend_optimization_level": 0}  # small models compile longer than they run
     return whole.lower(params, *args).compile(quickly)(params, *args)
-
-
-@functools.cache
-def graph_of(config):
-    return models.split(models.abstract(config))[0]
 
 
 def error(actual, expected):

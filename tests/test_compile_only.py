@@ -158,13 +158,15 @@ def test_the_compilers_own_refusal_says_the_same(small, tmp_path):
         (["--report=report.json", "--workdir=run"], "--report goes with --compile_only"),
     ],
 )
-def test_mistakes_are_one_sentence(arguments, sentence, environment, tmp_path):
-    done = subprocess.run(
-        [sys.executable, "-m", "samclip_jax.main", "--config=configs/stage2.py", *arguments],
-        capture_output=True,
-        text=True,
-        env=environment,
-        check=False,
-    )
+def test_mistakes_are_one_sentence(arguments, sentence, last_words):
+    assert sentence in last_words("samclip_jax.main", "--config=configs/stage2.py", *arguments)
+
+
+@tpu
+def test_the_command_needs_no_tpu(environment):
+    command = [sys.executable, "-m", "samclip_jax.main", "--config=configs/stage2.py"]
+    command += ["--compile_only=v5e:2x4", "--config.fsdp=3"]
+    environment = {k: v for k, v in environment.items() if k != "JAX_PLATFORMS"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 1 and "Traceback" not in done.stderr
-    assert sentence in done.stderr.strip().splitlines()[-1]
+    assert "fsdp=3 does not divide the 8 devices" in done.stderr.splitlines()[-1]

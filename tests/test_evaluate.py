@@ -15,22 +15,19 @@ SCENES = ("--config.data.name=shape_scenes", "--config.data.split=tuning", "--co
 
 
 @pytest.fixture(scope="module")
-def evaluate(run_python, tmp_path_factory, tiny_clip, words):
-    """evaluate(task, *arguments) of a tiny CLIP's checkpoint in a process: (code, out, err)."""
-    checkpoint = tmp_path_factory.mktemp("checkpoints") / "clip"
-    save_model(checkpoint, tiny_clip.config, tiny_clip.params, words)
-
-    def run(task, *arguments):
-        config = f"--config=configs/eval.py:{task}"
-        return run_python(CODE, config, f"--checkpoint={checkpoint}", *arguments)
-
-    return run
+def checkpoint(tmp_path_factory, tiny_clip, words):
+    """--checkpoint of a tiny CLIP."""
+    folder = tmp_path_factory.mktemp("checkpoints") / "clip"
+    save_model(folder, tiny_clip.config, tiny_clip.params, words)
+    return f"--checkpoint={folder}"
 
 
-def test_a_report_holds_the_results_and_what_was_run(evaluate, tmp_path):
+def test_a_report_holds_the_results_and_what_was_run(checkpoint, run_python, tmp_path):
     report = tmp_path / "report.json"
-    code, out, err = evaluate(
-        "zero_shot_segmentation",
+    code, out, err = run_python(
+        CODE,
+        "--config=configs/eval.py:zero_shot_segmentation",
+        checkpoint,
         *SCENES,
         "--config.templates=('a {}.', 'a small {}.')",
         "--config.batch_size=2",
@@ -61,8 +58,8 @@ def test_a_report_holds_the_results_and_what_was_run(evaluate, tmp_path):
         ),
     ],
 )
-def test_mistakes_are_one_sentence(evaluate, task, arguments, sentence):
-    code, out, err = evaluate(task, *arguments)
-    lines = [line for line in err.splitlines() if line.startswith("evaluate: ")]
-    assert code == 1 and len(lines) == 1 and sentence in lines[0], err
-    assert "Traceback" not in err and out == ""
+def test_mistakes_are_one_sentence(checkpoint, last_words, capsys, task, arguments, sentence):
+    arguments = f"--config=configs/eval.py:{task}", checkpoint, *arguments
+    said = last_words("samclip_jax.evaluate", *arguments)
+    assert said.startswith("evaluate: ") and sentence in said and len(said.splitlines()) == 1
+    assert capsys.readouterr().out == ""

@@ -21,16 +21,17 @@ STAGE1 = "--config=configs/stage1.py"
         ([STAGE1, "--workdir={tmp}/run"], "set --config.streams.clip.sources.main.path"),
     ],
 )
-def test_mistakes_are_one_sentence(arguments, sentence, environment, tmp_path):
+def test_mistakes_are_one_sentence(arguments, sentence, last_words, tmp_path):
     arguments = [argument.format(tmp=tmp_path) for argument in arguments]
-    done = subprocess.run(
-        [sys.executable, "-m", "samclip_jax.main", *arguments],
-        capture_output=True,
-        text=True,
-        env=environment,
-        check=False,
-    )
-    assert done.returncode == 1, done.stderr
-    assert sentence in done.stderr and "Traceback" not in done.stderr
-    assert done.stderr.strip().splitlines()[-1].startswith("main: ")
+    said = last_words("samclip_jax.main", *arguments)
+    assert said.startswith("main: ") and sentence in said and len(said.splitlines()) == 1
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("arguments", [[STAGE1], [STAGE1, "--config.stepz=1"]])
+def test_a_mistake_ends_the_process_with_its_sentence(arguments, environment, last_words):
+    """One that the command finds, and one that its flags find."""
+    command = [sys.executable, "-m", "samclip_jax.main", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert done.stderr.splitlines()[-1] == last_words("samclip_jax.main", *arguments)

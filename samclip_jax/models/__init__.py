@@ -1,5 +1,7 @@
 """Models as a graph definition and a flat dict of arrays: {"encoder/pos_embed": ..., ...}."""
 
+import functools
+
 import jax
 from flax import nnx, traverse_util
 
@@ -15,6 +17,7 @@ def init(config, seed=0):
     return MODELS[kind_of(config)](config, nnx.Rngs(seed))
 
 
+@functools.cache  # a trace of many layers
 def abstract(config):
     """The same without memory: every leaf is a jax.ShapeDtypeStruct."""
     return nnx.eval_shape(lambda: init(config))
