@@ -228,6 +228,21 @@ def test_no_bytes_make_run_lengths_crash():
             assert bad.reason == "bad_mask" and len(bad.detail) < 200
 
 
+@pytest.mark.parametrize(
+    "segmentation, detail",
+    [
+        *((runs(text), "as COCO writes them") for text in ("", "o", "0 0", "0\x7f0", "é")),
+        (runs("o" * 99 + "0"), "past all images"),
+        ([[30, 5, 1e12, 5, 50, 25]], "1e\\+12 px, far outside 80 x 60 px"),
+        ([[30, 5, 2e8, 5, 50, 25]], "2e\\+08 px, far outside"),
+        ([[0, 0, 320, 0] * 9999], "an outline of .* px, more than the image has pixels"),
+    ],
+)
+def test_what_is_wrong_with_a_mask_is_said(segmentation, detail):
+    with pytest.raises(BadAnnotation, match=detail):
+        CompressedMask(segmentation, SIZE)
+
+
 def test_a_polygon_is_cut_to_the_image():
     """As if it were drawn on a page three times as large, from which the image is cut."""
     rng = np.random.default_rng(0)
