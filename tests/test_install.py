@@ -49,7 +49,7 @@ if __name__ == "__main__":
 
     demo_stages.get_config = short
     for data in demo.DATA.values():
-        data["size"] = 4
+        data["size"] = 8  # as many as the page shows
     demo.run(here / "runs")
 """
 
