@@ -137,7 +137,12 @@ class Tfds(Kind):
             try:
                 example = images[index]
             except Exception as error:  # every data set's own
-                found.error = BadRecord("unreadable", line(error))
+                if isinstance(error, RuntimeError) and " failed: " in str(error):  # the storage's
+                    raise UserError(
+                        f"{found.key} was not read: {line(error)}; run the same again when its "
+                        "storage answers"
+                    ) from None
+                found.error = BadRecord("truncated", line(error))
             else:
                 found.image = example["image"]
                 if self.classes and example["label"] >= 0:  # -1: a split without labels
