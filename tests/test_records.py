@@ -40,8 +40,9 @@ def limit_files():
     resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
-def test_any_number_of_shards_is_read_with_few_files_open(tmp_path, limit_files):
-    """By threads, in any order, and by a copy as a worker gets it."""
+def test_any_number_of_shards_is_read_with_few_files_open(tmp_path, limit_files, monkeypatch):
+    """By threads, in any order, and by a copy as a worker gets it; none is opened in vain."""
+    monkeypatch.setattr(storage.time, "sleep", None)
     entries = write_shards(tmp_path, records.READERS + 40)
     data = pickle.loads(pickle.dumps(records.Shards(tmp_path, entries)))
     limit_files(records.READERS + 10)
