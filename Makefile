@@ -14,8 +14,8 @@ export PYTEST_DEBUG_TEMPROOT := $(XDG_CACHE_HOME)
 export RUSTUP_HOME := $(XDG_CACHE_HOME)/rustup
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-# A file's tests share its fixtures, so that one process runs them all. Each takes 2 GB.
-export PARALLEL := -n auto --maxprocesses=4 --dist=loadfile
+# A file's tests share its fixtures, so that one process runs them all. A process takes 2 GB.
+PARALLEL := -n logical --maxprocesses=4 --dist=loadfile
 
 .PHONY: demo test lint
 
