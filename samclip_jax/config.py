@@ -12,7 +12,6 @@ from ml_collections import ConfigDict, config_flags
 from samclip_jax import compilation
 from samclip_jax.errors import UserError, command, under
 
-HOME = os.path.expanduser("~")
 DTYPES = ("float32", "bfloat16")  # that models compute in
 
 
@@ -150,8 +149,9 @@ def run(main, example):
     flag = config_flags.DEFINE_config_file("config", None, "the experiment", lock_config=True)
 
     def parse(argv):
+        home = os.path.expanduser("~")
         try:
-            rest = flags.FLAGS([re.sub("^(--?config=)~", r"\1" + HOME, text) for text in argv])
+            rest = flags.FLAGS([re.sub("^(--?config=)~(?=/)", rf"\1{home}", text) for text in argv])
         except flags.Error as error:
             raise UserError(_one_line(error)) from error
         except OSError as error:

@@ -10,6 +10,7 @@ from samclip_jax.errors import UserError, under
 from samclip_jax.metrics import write_json
 from samclip_jax.paths import output_file
 
+EXAMPLE = "configs/eval.py:zero_shot_classification"
 CHECKPOINT = flags.DEFINE_string("checkpoint", None, "workdir, checkpoint or released weights")
 REPORT = flags.DEFINE_string("report", None, "JSON file for the results")
 
@@ -48,4 +49,4 @@ def main(values):
 
 
 if __name__ == "__main__":
-    config.run(main, example="configs/eval.py:zero_shot_classification")
+    config.run(main, EXAMPLE)

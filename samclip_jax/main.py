@@ -12,6 +12,7 @@ from absl import flags
 from samclip_jax import config
 from samclip_jax.errors import UserError
 
+EXAMPLE = "configs/stage2.py"
 WORKDIR = flags.DEFINE_string("workdir", None, "where the run lives: checkpoints, metrics, config")
 COMPILE_ONLY = flags.DEFINE_string(
     "compile_only", None, "only tell what a step would take on this topology, v5e:16x16 say"
@@ -59,4 +60,4 @@ def join_hosts():
 
 
 if __name__ == "__main__":
-    config.run(main, example="configs/stage2.py")
+    config.run(main, EXAMPLE)

@@ -80,7 +80,7 @@ def last_words(monkeypatch):
         with flagsaver.flagsaver(), pytest.raises(SystemExit) as end:  # flags are gone afterwards
             module = importlib.import_module(module)
             monkeypatch.setattr(sys, "argv", [module.__file__, *arguments])
-            module.main() if hasattr(module, "parse") else config.run(module.main)
+            module.main() if hasattr(module, "parse") else config.run(module.main, module.EXAMPLE)
         assert isinstance(end.value.code, str), "Python prints the sentence and exits with 1"
         return end.value.code
 

@@ -47,6 +47,7 @@ def test_a_report_holds_the_results_and_what_was_run(checkpoint, run_python, tmp
     "task, arguments, sentence",
     [
         ("box_mask", (), "name a task"),
+        ("box_masks", ("--report=configs",), "is a folder; give the name of a file in it"),
         ("box_masks", ("--config.thresold=1",), 'Did you mean "threshold"'),
         ("box_masks", ("--config.data.name=cocoo_instances",), "did you mean 'coco_instances'"),
         ("box_masks", ("--checkpoint=absent",), "--checkpoint: there is no checkpoint at"),

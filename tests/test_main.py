@@ -28,6 +28,31 @@ def test_mistakes_are_one_sentence(arguments, sentence, last_words, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    "error, sentence",
+    [
+        (ValueError("coordinator_address should be defined."), "on one host leave it out"),
+        (RuntimeError("DEADLINE_EXCEEDED: Barrier timed out.\n..."), "every one of them"),
+    ],
+)
+def test_hosts_that_did_not_come_are_no_single_host(
+    last_words, monkeypatch, tmp_path, error, sentence
+):
+    def initialize():
+        raise error
+
+    monkeypatch.setattr("jax.distributed.initialize", initialize)
+    said = last_words("samclip_jax.main", STAGE1, f"--workdir={tmp_path}/run", "--distributed")
+    assert said.startswith("main: --distributed") and sentence in said
+    assert ("leave it out" in said) == isinstance(error, ValueError)
+
+
+def test_a_config_may_lie_below_the_home(last_words, monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "mine.py").write_text("from configs.stage1 import get_config")
+    assert "set --workdir" in last_words("samclip_jax.main", "--config=~/mine.py")
+
+
 @pytest.mark.parametrize("arguments", [[STAGE1], [STAGE1, "--config.stepz=1"]])
 def test_a_mistake_ends_the_process_with_its_sentence(arguments, environment, last_words):
     """One that the command finds, and one that its flags find."""
