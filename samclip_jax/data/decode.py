@@ -122,7 +122,7 @@ def open_image(image, size=None, name=None):  # bytes or path -> uint8 [H, W, 3]
 
 def require_side(shape, least=MIN_SIDE):
     """BadRecord where an image of this shape, (height, width, ...), has a side under `least` px."""
-    if min(shape[:2]) < least:
+    if min(shape[:2], default=least) < least:
         raise BadRecord("too_small", f"{shape[1]} x {shape[0]} px")
 
 

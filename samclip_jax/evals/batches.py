@@ -75,9 +75,9 @@ class Batches:
         try:
             with memory_errors(f"record {index} of {self.source}"):
                 record = self.source[index]
-                require_side(record["image"].shape)
                 dropped += record.get("dropped", ())
                 image = np.asarray(record["image"])
+                require_side(image.shape)
                 return self.prepare(record | {"image": image, "dropped": dropped}), dropped
         except BadRecord as bad:
             return bad, dropped
