@@ -285,7 +285,7 @@ def test_prompts_in_groups_give_the_same_loss_and_gradient():
     """With remat the decoder sees 3 of 6 prompts at a time, of both images."""
     rng = np.random.default_rng(0)
     graph, abstract = models.split(models.abstract(SAM))
-    params = {k: np.float32(0.1 * rng.standard_normal(x.shape)) for k, x in abstract.items()}
+    params = {k: jnp.float32(0.1 * rng.standard_normal(x.shape)) for k, x in abstract.items()}
     teacher = models.merge(graph, jax.tree.map(lambda x: x * 0.9, params))
     batch = {
         "image": jnp.asarray(rng.integers(0, 256, (2, 48, 48, 3), np.uint8)),
