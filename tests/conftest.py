@@ -67,13 +67,18 @@ def run_python(start_python):
 def last_words(monkeypatch):
     """last_words("samclip_jax.main", *arguments): the sentence with which that command line, run
     in this process, ends in exit code 1."""
-    from absl import app
+    from absl import app, flags
     from absl.testing import flagsaver
 
     from samclip_jax import config
 
     monkeypatch.setattr(app, "run", lambda main, flags_parser: main(flags_parser(sys.argv)))
     monkeypatch.setattr(sys.modules["__main__"], "__spec__", None)
+
+    registered = flags.FLAGS._flags()
+    for name in list(registered):  # those of another command, which a test imported
+        if flags.FLAGS.find_module_defining_flag(name).startswith("samclip_jax"):
+            monkeypatch.delitem(registered, name)
 
     def run(module, *arguments):
         monkeypatch.delitem(sys.modules, module, raising=False)

@@ -81,8 +81,8 @@ def test_state_and_batches_are_cut_over_eight_devices_and_keep_their_values(run_
     code, out, err = run_python(EIGHT_DEVICES, devices=8)
     assert code == 0, err
     assert out.splitlines() == [
-        "fsdp=3 does not divide the 8 devices here",
-        "fsdp=4 does not divide 2 groups that share images, of the 8 devices here",
+        "--config.fsdp=3 does not divide the 8 devices here",
+        "--config.fsdp=4 does not divide 2 groups that share images, of the 8 devices here",
         "a batch of 3 images does not divide over 8 devices; "
         "use a batch_size that is a multiple of 8",
     ]
