@@ -3,6 +3,7 @@
 import importlib.metadata
 import os
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import zipfile
 
 import pytest
 from packaging.requirements import Requirement
+from test_demo import check_report
 
 ROOT = pathlib.Path(__file__).parents[1]
 NOT_BUILT = shutil.ignore_patterns(".*", "*.egg-info", "__pycache__", "build", "dist", "runs")
@@ -24,6 +26,9 @@ import benchmarks, configs, tools
 import samclip_jax as sc
 from samclip_jax import demo, demo_stages
 from samclip_jax.data.sources import make_source
+from samclip_jax.errors import UserError
+
+MARK = "----"
 
 if __name__ == "__main__":
     assert Path(sc.__file__).is_relative_to(sys.prefix), sc.__file__
@@ -51,6 +56,13 @@ if __name__ == "__main__":
     for data in demo.DATA.values():
         data["size"] = 8  # as many as the page shows
     demo.run(here / "runs")
+    print(MARK, flush=True)
+    demo.run(here / "runs")
+    print(MARK, flush=True)
+    try:
+        demo.run(here / "runs", seed=1)
+    except UserError as error:
+        print(error)
 """
 
 
@@ -104,7 +116,8 @@ def test_all_but_prepared_data_works_where_array_record_has_no_wheel(run_python)
 @pytest.mark.slow
 def test_a_wheel_holds_the_package_alone_and_needs_no_checkout(wheel, tmp_path):
     """In an environment of its own, with the required dependencies and no others, beside a user's
-    own packages of the names of our folders: released weights, masks, classes, the whole demo."""
+    own packages of the names of our folders: released weights, masks, classes and the whole demo,
+    which does nothing twice."""
     files = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
     package = [path for path in (ROOT / "samclip_jax").rglob("*.*") if path.is_file()]
     assert files == {str(path.relative_to(ROOT)) for path in package if path.suffix != ".pyc"}
@@ -123,10 +136,15 @@ def test_a_wheel_holds_the_package_alone_and_needs_no_checkout(wheel, tmp_path):
     (tmp_path / "users.py").write_text(USERS)
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     configs = sorted((ROOT / "configs").glob("[a-z]*.py"))
-    subprocess.run(
+    done = subprocess.run(
         [python, tmp_path / "users.py", *configs],
         cwd=tmp_path,
         env=environment | {"JAX_PLATFORMS": "cpu"},
         check=True,
+        stdout=subprocess.PIPE,
+        text=True,
     )
-    assert (tmp_path / "runs" / "report.html").exists()
+    once, again, with_another_seed = done.stdout.split("----\n")
+    assert re.search(r"step \d+/", once) and not re.search(r"step \d+/", again)
+    assert "begun with another seed or config" in with_another_seed
+    check_report(tmp_path / "runs")
