@@ -4,10 +4,12 @@ import contextlib
 import math
 import os
 import time
-from pathlib import Path
 
 import jax
 from absl import logging
+
+from samclip_jax.errors import UserError
+from samclip_jax.paths import local_path
 
 
 def use_cache():
@@ -17,18 +19,16 @@ def use_cache():
     JAX_ENABLE_COMPILATION_CACHE=false keeps none. The folder may be deleted at any time.
     """
     if jax.config.jax_compilation_cache_dir is None:
-        home = os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()
-        folder = Path(home) / "samclip_jax" / "jax"
         try:
+            folder = local_path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "samclip_jax/jax"
             folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
+        except (OSError, UserError) as error:
             logging.warning("compiled programs are not kept: %s", error)
             return
         jax.config.update("jax_compilation_cache_dir", str(folder))
-    if (
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ
-    ):  # a start has many small ones
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    minimum = "jax_persistent_cache_min_compile_time_secs"
+    if minimum.upper() not in os.environ:  # a start has many small ones
+        jax.config.update(minimum, 0.0)
 
 
 class Programs:

@@ -94,7 +94,7 @@ class TrainConfig:
 
     def __post_init__(self):
         one_of("dtype", self.dtype, DTYPES)
-        at_least_one(self, "steps", "log_every", "checkpoint_every", "fsdp")
+        at_least_one(self, "steps", "log_every", "checkpoint_every", "checkpoints_kept", "fsdp")
 
 
 def one_of(name, value, known):
@@ -149,12 +149,11 @@ def run(main, example):
     flag = config_flags.DEFINE_config_file("config", None, "the experiment", lock_config=True)
 
     def parse(argv):
-        home = os.path.expanduser("~")
         try:
-            rest = flags.FLAGS([re.sub("^(--?config=)~(?=/)", rf"\1{home}", text) for text in argv])
+            rest = flags.FLAGS([re.sub("(?<=^--config=)~/.*", _expanded, text) for text in argv])
         except flags.Error as error:
             raise UserError(_one_line(error)) from error
-        except OSError as error:
+        except (OSError, SyntaxError, UnicodeError) as error:
             raise UserError(f"--config: {_one_line(error)}") from error
         except (AttributeError, KeyError) as error:
             raise UserError(f"--config has no such key: {_one_line(error)}") from error
@@ -174,6 +173,10 @@ def run(main, example):
         main(flag.value)
 
     app.run(command(quiet_main), flags_parser=command(parse))
+
+
+def _expanded(path):  # a match -> str
+    return os.path.expanduser(path[0])
 
 
 def _one_line(error):

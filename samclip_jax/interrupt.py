@@ -20,6 +20,8 @@ class Interrupt:
     def evaluating(self):
         """While the run evaluates, after a save: a signal ends it at once, with its exit code."""
         self.in_evaluation = True
+        if self.signal:
+            sys.exit(EXIT_CODE + self.signal)
         yield
         self.in_evaluation = False
 

@@ -20,7 +20,7 @@ SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/")  # two letters or more: C:/ 
 def any_path(text):  # str or path -> epath.Path
     """A local path, absolute and with ~ as the home directory, or one of a bucket.
 
-    UserError where it is empty or of another kind, such as s3://.
+    UserError where it is empty, of an unknown user or of another kind, such as s3://.
     """
     text = os.fspath(text) if isinstance(text, os.PathLike) else str(text)
     if not text:
@@ -33,18 +33,20 @@ def any_path(text):  # str or path -> epath.Path
         if not any(map(importlib.util.find_spec, ("gcsfs", "tensorflow"))):
             raise UserError(f"{text}: to read a bucket, pip install gcsfs.")
         return epath.Path(text)
-    return epath.Path(os.path.abspath(os.path.expanduser(text)))
+    expanded = os.path.expanduser(text)
+    if expanded.startswith("~"):
+        raise UserError(f"{text}: {text.partition('/')[0]} is no user's home; give another path.")
+    return epath.Path(os.path.abspath(expanded))
 
 
 def local_path(text):  # str or path -> pathlib.Path
     """The same, for what can only be local. UserError where it is not, which says what to do."""
-    path = any_path(text)
-    if is_remote(path):
+    if is_remote(text):
         raise UserError(
-            f"{path}: this must be a local path; mount the bucket with gcsfuse and give the folder "
+            f"{text}: this must be a local path; mount the bucket with gcsfuse and give the folder "
             "where it is mounted. Nothing was read or written."
         )
-    return pathlib.Path(path)
+    return pathlib.Path(any_path(text))
 
 
 def existing(text):  # str or path -> pathlib.Path

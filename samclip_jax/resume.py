@@ -44,9 +44,7 @@ def require_same(workdir, steps, order):
             f"{workdir} has {newest} steps already, more than --config.steps={steps}; raise it, or "
             "choose another --workdir"
         )
-    path = workdir / "data.json"
-    with os_errors(f"{path} was not read"):
-        before = json.loads(path.read_text()) if path.exists() else order
+    before = _read(workdir / "data.json", order)
     changes = [] if before["seed"] == order["seed"] else ["--config.seed"]
     for name, stream in order["streams"].items():
         old = before["streams"].get(name, stream)
@@ -67,6 +65,18 @@ def require_same(workdir, steps, order):
         )
 
 
+def _read(path, default):  # -> what the JSON file holds, the default where there is none
+    with os_errors(f"{path} was not read"):
+        text = path.read_text() if path.exists() else None
+    try:
+        contents = default if text is None else json.loads(text)
+        if not isinstance(contents, dict) or default.keys() - contents.keys():
+            raise ValueError("it lacks what a run writes there")
+    except ValueError as error:
+        raise UserError(f"{path} is damaged; delete it to go on without: {error}") from None
+    return contents
+
+
 def _sizes(batches):
     return ", ".join(f"{images} images of {size} px" for size, images in batches.items())
 
@@ -77,8 +87,8 @@ def write(workdir, values, order):
         return
     new, path = json.loads(values.to_json_best_effort()), workdir / "config.json"
     with os_errors(f"{path} was not written"):
-        if path.exists():
-            old = json.loads(path.read_text())
+        old = _read(path, {})
+        if old:
             if changed := [key for key in new if new[key] != old.get(key)]:
                 logging.warning("%s goes on with other values of: %s", workdir, ", ".join(changed))
         for name, contents in (("config.json", new), ("data.json", order)):

@@ -95,7 +95,7 @@ def test_accuracy_counts_the_likeliest_and_the_five_likeliest(tiny_clip, monkeyp
         return np.stack([text[(0, 1, 0)[next(seen) % 3]] for _ in images])
 
     monkeypatch.setattr(tiny_clip, "class_embeddings", lambda names, templates: text)
-    monkeypatch.setattr(tiny_clip, "encode_image", encode_image)
+    monkeypatch.setattr(tiny_clip, "encode_crops", encode_image)
     found = dict(zero_shot_classification(tiny_clip, source, batch_size=4))
     assert shapes == [(4, 64, 64, 3)] * 2
     assert found["zero_shot_accuracy"] == pytest.approx(5 / 7)
@@ -137,7 +137,7 @@ def test_recall_counts_the_own_image_and_any_own_caption(tiny_clip, monkeypatch)
     space = np.eye(3, 24, dtype=np.float32)
     texts = {"a": space[0], "b": space[1] * 0.9, "c": space[2], "d": space[2] * 0.5, "e": space[2]}
     seen = iter([space[[0, 1]], space[[2, 2]]])  # the second batch has one image
-    monkeypatch.setattr(tiny_clip, "encode_image", lambda images: next(seen))
+    monkeypatch.setattr(tiny_clip, "encode_crops", lambda images: next(seen))
     monkeypatch.setattr(tiny_clip, "encode_text", lambda given: np.stack([texts[t] for t in given]))
     found = dict(retrieval(tiny_clip, source, batch_size=2))
     assert (found["images"], found["captions"]) == (3, 5)
@@ -152,7 +152,7 @@ def test_recall_counts_the_own_image_and_any_own_caption(tiny_clip, monkeypatch)
 def test_an_image_with_a_caption_that_is_no_text_is_skipped(tiny_clip, monkeypatch):
     source = squares(2)
     source[0]["captions"], source[1]["captions"] = ["a", "\ud83d"], ["grass"]
-    monkeypatch.setattr(tiny_clip, "encode_image", lambda images: np.ones((len(images), 24)))
+    monkeypatch.setattr(tiny_clip, "encode_crops", lambda images: np.ones((len(images), 24)))
     results = dict(retrieval(tiny_clip, source, batch_size=2))
     assert (results["images"], results["images_skipped"], results["captions"]) == (1, 1, 1)
 

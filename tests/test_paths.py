@@ -53,6 +53,7 @@ def test_a_bucket_keeps_its_two_slashes(gcsfs):
     [
         ("", "no path is set"),
         ("a\0b", "null character"),
+        ("~nobody-of-this-name/x", "no user's home"),
         ("s3://bucket/x", "s3: is not read here"),
         ("gs:/bucket/x", "gs: is not read here"),  # pathlib.Path("gs://bucket/x")
         ("https://host/x", "https: is not read here"),

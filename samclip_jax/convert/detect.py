@@ -273,5 +273,10 @@ def _image_processor(folder):
 
 def _statistics(config, prefix=""):
     """Mean and std, published for pixels in [0, 1]; ours are for 0 to 255."""
-    found = {name: config.get(prefix + name) for name in ("mean", "std")}
-    return {name: tuple(round(255 * v, 8) for v in value) for name, value in found.items() if value}
+    published = {name: config.get(prefix + name) for name in ("mean", "std")}
+    for name, values in published.items():
+        if values and (len(values) != 3 or (name == "std" and not min(values) > 0)):
+            raise UserError(f"{prefix}{name} is {values}: three numbers are needed, std over 0")
+    return {
+        k: tuple(round(255 * v, 8) for v in values) for k, values in published.items() if values
+    }

@@ -81,7 +81,7 @@ def _karpathy(entries, split):  # -> images as `match` has them, captions with i
         elif split not in (None, entry.get("split")):
             continue
         else:
-            image["key"] = os.path.join(str(entry.get("filepath", "")), entry["filename"])
+            image["key"] = os.path.join(str(entry.get("filepath") or ""), entry["filename"])
             sentences = entry.get("sentences")
             for each in sentences if isinstance(sentences, list) else [sentences]:
                 each = each if isinstance(each, dict) else {"raw": each}

@@ -307,7 +307,7 @@ def panoptic_map(folder, index, annotations):  # -> int32 [H, W], dropped
 def _add_segment(classes, index, segment):
     """Adds the class of a segment to {id: class}."""
     id = text_id(segment.get("id")) if isinstance(segment, dict) else None
-    if id is None or not id.isdecimal():
+    if id is None or not id.isdecimal() or id == "0":  # black is no segment
         raise BadAnnotation("bad_entry", f"{shown(segment)} has no id that a pixel can have")
     category = text_id(segment.get("category_id"))
     classes[int(id)] = index.get(category, -1)

@@ -3,6 +3,7 @@
 import io
 import math
 import pathlib
+import stat
 import struct
 
 import numpy as np
@@ -239,7 +240,9 @@ def read_file(path, absent="unreadable"):  # -> bytes
     UserError where the storage does not answer (storage.retried).
     """
     try:
-        return retried(pathlib.Path(path).read_bytes, path)
+        if stat.S_ISREG(retried(pathlib.Path(path).stat, path).st_mode):
+            return retried(pathlib.Path(path).read_bytes, path)
+        raise BadRecord(absent, f"{path} is no file of data")  # a pipe would never end
     except (OSError, ValueError) as error:  # a null character in a name is a ValueError
         raise BadRecord(absent, error) from None
 
@@ -266,7 +269,7 @@ def _eight_bits(grey, file):  # int or float [H, W] -> uint8 [H, W]
         finite = grey[np.isfinite(grey)].astype(np.float64)
         low, high = (finite.min(), finite.max()) if finite.size else (0, 1)
     levels = (np.float64(grey) - low) * (255 / max(high - low, np.finfo(np.float64).tiny))
-    return np.nan_to_num(np.clip(levels, 0, 255), nan=0).astype(np.uint8)
+    return np.where(np.isfinite(grey), np.clip(levels, 0, 255), 0).astype(np.uint8)
 
 
 def _rgb(image):  # PIL image of any other mode -> uint8 [H, W, 3]

@@ -129,7 +129,7 @@ def _pascal_context(source, split, background):
     """background: its class, 0, or -1 where it has none."""
     voc2010 = source / "VOCdevkit/VOC2010"
     names, indices = _context_numbers(source, background)
-    classes = ["background", *names][-background:]
+    classes = names if background < 0 else ["background", *names]
     for path in (source / "trainval_merged.json", voc2010 / "trainval_merged.json"):
         if path.exists():
             return _merged(path, voc2010 / "JPEGImages", split, classes, indices, background)

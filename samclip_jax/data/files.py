@@ -17,7 +17,7 @@ SYSTEM = ("__MACOSX", "@eaDir", "lost+found", "$RECYCLE.BIN", "System Volume Inf
 
 def is_hidden(name):
     """Whether a file or folder of this name is none of the user's: .DS_Store, ._a.jpg, __MACOSX."""
-    return name.startswith(".") or name in SYSTEM
+    return name.startswith(".") and name not in (".", "..") or name in SYSTEM
 
 
 def walk(root):  # -> list of str

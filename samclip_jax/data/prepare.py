@@ -5,7 +5,8 @@ Makes ArrayRecord shards of a data set as it is released, which any number of ho
     sa1b         SA-1B, its sa_*.tar            tar      img2dataset's and webdataset's tars
     imagenet21k  a tar for each synset          folder   images; --labels: its folders are classes
     coco         instances json, LVIS' as well  tfds     a data set's name
-    imagenet places365 voc pascal_context ade20k coco_panoptic coco_stuff captions: docs/data.md
+    imagenet places365 voc pascal_context pascal_context_59 ade20k coco_panoptic coco_stuff
+    coco_stuff_27 coco_object captions webdataset: docs/data.md
 
 The source is cut into units. Each is prepared by itself, so the output does not depend on the
 number of workers, and a run that was killed goes on with the units that are left; then they are

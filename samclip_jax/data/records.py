@@ -179,6 +179,17 @@ def _read(path, checksum, count, place):  # -> bytes
 
 
 def read_manifest(folder):
-    """The manifest of a prepared directory, None where there is none."""
+    """The manifest of a prepared directory, None where there is none. UserError: it is damaged."""
     path = pathlib.Path(folder) / MANIFEST
-    return json.loads(path.read_bytes()) if path.exists() else None
+    if not path.exists():
+        return None
+    try:
+        manifest = json.loads(path.read_bytes())
+        if (
+            not isinstance(manifest, dict)
+            or not {"shards", "classes", "records"} <= manifest.keys()
+        ):
+            raise ValueError("it lacks what data.prepare writes there")
+    except ValueError as error:
+        raise UserError(f"{path} is damaged, prepare the set again: {error}") from None
+    return manifest

@@ -160,7 +160,7 @@ def _open(path):
         members = list(tar)
         with open(path, "rb") as file:  # tarfile takes any end for the end
             file.seek(max(0, path.stat().st_size - tarfile.BLOCKSIZE))
-            if path.suffix == ".tar" and any(file.read()):
+            if path.suffix.lower() == ".tar" and any(file.read()):
                 raise tarfile.ReadError("it ends early")
         return tar, members, None
     except DAMAGE as error:

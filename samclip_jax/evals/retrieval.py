@@ -34,7 +34,7 @@ def retrieval(model, source, image_size=336, batch_size=64, limit=None):
         crops, captions = zip(*batch, strict=True)
         owners += [len(images) + i for i, each in enumerate(captions) for _ in each]
         texts += [text for each in captions for text in each]
-        images.extend(model.encode_image(stack(crops, batch_size))[: len(batch)])
+        images.extend(model.encode_crops(stack(crops, batch_size))[: len(batch)])
     yield from batches.counts()
     yield "captions", len(texts)
     images, texts, owners = np.stack(images), model.encode_text(texts), np.array(owners)

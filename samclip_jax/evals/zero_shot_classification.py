@@ -24,7 +24,7 @@ def zero_shot_classification(
     batches = Batches(source, prepare, batch_size, limit)
     for batch in batches:
         images, labels = zip(*batch, strict=True)
-        scores = model.encode_image(stack(images, batch_size))[: len(batch)] @ text.T
+        scores = model.encode_crops(stack(images, batch_size))[: len(batch)] @ text.T
         ranked = np.argsort(-scores, axis=1, kind="stable")
         hits += (ranked == np.array(labels)[:, None]).sum(0)
     yield from batches.counts()

@@ -107,22 +107,32 @@ class Model:
 
         A CLIP sees the centre crop (transforms.centre_crop) at its own size; with squash=True the
         whole photograph, resized to that square whatever its shape. A merged model sees the whole
-        photograph in its own shape, as Predictor.set_image shows it, in the encoder's frame; but
-        squares are crops, as evaluation makes them, and seen at their own size, or the nearest one
-        that the patch divides.
+        photograph in its own shape, as Predictor.set_image shows it, in the encoder's frame.
         UserError for anything but uint8 RGB, and for squash with a merged model.
         """
         self.require("clip", "samclip", what="encode_image")
         images = checked("images", images, BATCH)
-        if self.kind == "clip" and not squash:
+        if self.kind == "samclip":
+            if squash:
+                raise UserError(
+                    "squash is for a plain CLIP: a merged model takes photographs of any shape"
+                )
+            side = self.encoder.image_size
+            frames, sizes = zip(*(to_frame(image, side) for image in images), strict=True)
+            return self.head(self.encode_frames(np.stack(frames), sizes).tokens, sizes[0])[0]
+        if not squash:
             side = self.config.vision.image_size
             images = np.stack([transforms.centre_crop(image, side) for image in images])
-        elif squash and self.kind != "clip":
-            raise UserError(
-                "squash is for a plain CLIP: a merged model takes photographs of any shape"
-            )
-        elif not self._are_crops(images):
-            return self._in_frames(images)[0]
+        return self.encode_crops(images)
+
+    def encode_crops(self, images):  # uint8 [B, H, W, 3] -> float32 [B, D], unit length
+        """Embeddings of images as they are, such as evaluation crops them.
+
+        A CLIP resizes to its own square size, a merged model to the nearest sides that its patch
+        divides.
+        """
+        self.require("clip", "samclip", what="encode_crops")
+        images = checked("images", images, BATCH)
         return np.asarray(self.run(_encode_image, images, dtype=self.dtype))
 
     def encode_text(self, texts):  # list of str -> float32 [N, D], unit length
@@ -155,11 +165,10 @@ class Model:
         return np.asarray(unit(embeddings.mean(1)))
 
     def patch_embeddings(self, images, maskclip=False):  # uint8 [B, H, W, 3] -> [B, h, w, D]
-        """Embeddings of unit length for every patch of the whole photograph, in the text's space.
+        """Embeddings of unit length for every patch of images as they are, in the text's space.
 
-        Of a merged model from its CLIP head, at the sizes of encode_image; of a CLIP, which always
-        squashes the photograph to its square here, its patch tokens, with maskclip=True by the last
-        block's value path alone (arXiv 2112.01071).
+        Of a merged model from its CLIP head; of a CLIP its patch tokens, with maskclip=True by the
+        last block's value path alone (arXiv 2112.01071). Sizes as encode_crops.
         """
         self.require("clip", "samclip", what="segmentation by text")
         images = checked("images", images, BATCH)
@@ -167,21 +176,9 @@ class Model:
             call = functools.partial(self.run, _clip_patches, values=maskclip)
         elif maskclip:
             raise UserError("maskclip is a way to read a plain CLIP; a merged model has its head")
-        elif not self._are_crops(images):
-            return self._in_frames(images)[1]
         else:
             call = functools.partial(self.run, _head_patches)
         return np.asarray(call(images, dtype=self.dtype))
-
-    def _are_crops(self, images):
-        height, width = images.shape[1:3]
-        return self.kind == "clip" or height == width
-
-    def _in_frames(self, images):  # -> float32 [B, D], [B, h, w, D]
-        """The CLIP head's embeddings of photographs as Predictor.set_image shows them."""
-        side = self.encoder.image_size
-        frames, sizes = zip(*(to_frame(image, side) for image in images), strict=True)
-        return self.head(self.encode_frames(np.stack(frames), sizes).tokens, sizes[0])
 
     # Masks
 
@@ -268,13 +265,9 @@ def _fitted(module, images):
     """Images at sides that the patch divides; a CLIP resizes by itself."""
     if not hasattr(module, "encoder"):
         return images
-    sides = _whole_patches(images.shape[1:3], module.encoder.config.patch)
+    patch = module.encoder.config.patch
+    sides = [max(1, int(side / patch + 0.5)) * patch for side in images.shape[1:3]]
     return resize_images(images, sides) if sides != list(images.shape[1:3]) else images
-
-
-def _whole_patches(sides, patch):
-    """The nearest sides that the patch divides."""
-    return [max(1, int(side / patch + 0.5)) * patch for side in sides]
 
 
 def _chunks(array, length):

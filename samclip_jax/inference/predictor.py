@@ -40,7 +40,7 @@ class Predictor:
             raise UserError(f"image_format must be RGB or BGR, got {image_format!r}")
         image = checked("image", image, PHOTOGRAPH)
         self.reset_image()
-        self._image = image if image_format == "RGB" else image[..., ::-1]
+        self._image = np.array(image if image_format == "RGB" else image[..., ::-1])
         self.original_size = image.shape[:2]
         if self.model.kind != "clip":
             frame, self.input_size = frames.to_frame(self._image, self.model.encoder.image_size)
@@ -65,10 +65,11 @@ class Predictor:
         """Masks for one prompt.
 
         point_coords [N, 2]: x, y in px of the photograph; point_labels [N]: 1 foreground, 0
-        background, -1 no point, which fills up a list of points; box [4]: x0, y0, x1, y1, two
-        opposite corners; mask_input [1, 4h, 4w]: logits, one of the low_res_masks of an earlier
-        answer. Points and boxes may lie partly outside of the photograph; farther outside than it
-        is long is a mistake. A box without area is taken as it is.
+        background, -1 no point, whose place is not looked at, but which is a token of its own and
+        changes the masks a little, as in the original; box [4]: x0, y0, x1, y1, two opposite
+        corners; mask_input [1, 4h, 4w]: logits, one of the low_res_masks of an earlier answer.
+        Points and boxes may lie partly outside of the photograph; farther outside than it is long
+        is a mistake. A box without area is taken as it is.
         Returns masks bool [C, H, W] (float32 logits with return_logits), scores [C], the model's
         estimate of each mask's IoU, and low_res_masks [C, 4h, 4w], logits. C is 3, or 1 without
         multimask_output. UserError names an argument that cannot be used.
@@ -88,8 +89,8 @@ class Predictor:
     ):
         """`predict` for K prompts at once: every argument and every answer has a first axis K.
 
-        The original's predict_torch, but in px of the photograph. K may be 0; prompts with fewer
-        points than others are filled up with points labelled -1.
+        The original's predict_torch, but in px of the photograph. K may be 0. Prompts with fewer
+        points than others are filled up with points labelled -1, see `predict`.
         """
         prompts = self._prompts(point_coords, point_labels, boxes, mask_input)
         return self._predict(prompts, multimask_output, return_logits)
@@ -143,7 +144,13 @@ class Predictor:
         self.model.require("clip", "samclip", what="classify")
         pooled, _, _, _ = self._embeddings()
         cosines = self.model.class_embeddings(names, templates) @ pooled
-        return special.softmax(np.exp(self.model.params["logit_scale"]) * cosines)
+        scale = np.exp(np.float32(self.model.params["logit_scale"]))
+        if not np.isfinite(scale):
+            raise UserError(
+                f"the model's logit_scale is {self.model.params['logit_scale']}, whose exponential "
+                "is no number: import its weights again"
+            )
+        return special.softmax(scale * cosines)
 
     def segment(self, names, refine=False, templates=PHOTO, seed=0):  # list of str -> int32 [H, W]
         """For every pixel the index of the name that fits best.

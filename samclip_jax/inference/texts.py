@@ -52,7 +52,10 @@ def class_texts(names, templates):
 
 def _filled(name, template, names):  # -> list of str, one a name
     if callable(template):
-        texts = [template(each) for each in names]
+        try:
+            texts = [template(each) for each in names]
+        except TypeError as error:
+            raise UserError(f"{name} must take a name and give a text: {error}") from error
         for text in texts:
             _check_text(f"{name}(name)", text)
         if len(set(texts)) == 1 < len(set(names)):
