@@ -166,6 +166,16 @@ def test_a_bad_segment_costs_itself(tmp_path):
     )
 
 
+@pytest.mark.parametrize("id", [None, "x", 0])
+def test_a_segment_without_an_id_costs_itself(tmp_path, id):
+    """Its pixels, of whichever value, have no class; black ones are no segment's."""
+    segments = [{"id": 5, "category_id": 3}, {"id": id, "category_id": 3}]
+    path = panoptic(tmp_path, segments)
+    record = open_source(path, "coco_panoptic", maps=tmp_path)[0]
+    assert np.bincount(record["semantic"][0] + 1).tolist() == [50, 30]
+    assert [reason for _, reason, _ in record["dropped"]] == ["bad_entry"]
+
+
 @pytest.mark.parametrize("segments, detail", [
     ([{"id": 5, "category_id": 3}], "has the value 9"), (None, "not a list"), ("x", "not a list"),
 ])  # fmt: skip

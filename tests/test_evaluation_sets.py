@@ -310,6 +310,7 @@ def test_lvis_names_its_photographs_by_their_address(tmp_path):
     "kind, files, sentence",
     [
         ("imagenet", {"a.jpg": 0}, "nothing says of which class a.jpg is"),
+        ("imagenet", {"val/281.jpg": 0}, "nothing says of which class"),
         ("imagenet", {"val/0001.jpg": 0}, "nothing says of which class"),
         ("voc", {"JPEGImages/a.jpg": 0}, "val.txt was not read"),
         ("imagenet", {"ILSVRC2012_val_00000001.JPEG": 0} | devkit(meta=b"x"), "meta.mat was not"),

@@ -1,5 +1,6 @@
 """Tars of every layout: each picture is a record, or counted under a reason."""
 
+import gzip
 import io
 import tarfile
 
@@ -87,6 +88,20 @@ def test_what_lies_beside_a_picture_is_found(tmp_path, monkeypatch, names, label
     monkeypatch.setattr(tars.Tars, "describe", describe)
     read(tar(tmp_path / "a.tar", dict.fromkeys(names, b"0")))
     assert described[0] == label
+
+
+def test_what_follows_the_end_of_a_tar_is_said(tmp_path):
+    """Two tars in one file, of which tarfile reads the first; a gzip file may be called .tar."""
+    parts = [tar(tmp_path / f"{i}.tar", {f"{i}.jpg": photograph(i)}) for i in range(2)]
+    both, damaged = tmp_path / "in" / "both.tar", []
+    both.parent.mkdir()
+    both.write_bytes(b"".join(part.read_bytes() for part in parts))
+    (found,) = tars.Tars(both.parent).read(both, damaged, lambda key: True)
+    assert found.key == "both/0.jpg" and "another tar" in damaged[0]
+    both.write_bytes(gzip.compress(parts[0].read_bytes()))
+    damaged.clear()
+    assert len(list(tars.Tars(both.parent).read(both, damaged, lambda key: True))) == 1
+    assert not damaged
 
 
 def test_other_images_are_no_dirt(tmp_path):

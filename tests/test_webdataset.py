@@ -40,7 +40,12 @@ def test_a_label_that_is_no_class_is_a_bad_annotation(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "names, sentence", [(None, "no classnames.txt"), ("cat\ndog\ncat\n", "has 'cat' twice")]
+    "names, sentence",
+    [
+        (None, "no classnames.txt"),
+        ("cat\ndog\ncat\n", "has 'cat' twice"),
+        ("\ncat\ndog\n", "line 1 of .* is blank"),
+    ],
 )
 def test_without_names_it_is_one_sentence(tmp_path, names, sentence):
     with pytest.raises(UserError, match=sentence):

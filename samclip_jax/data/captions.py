@@ -93,7 +93,7 @@ def _karpathy(entries, split):  # -> images as `match` has them, captions with i
 def _flickr30k(path):
     """Lines of name.jpg#n, a tab, and a caption -> images as `match` has them."""
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} was not read: {line(error)}") from None
     images = {}

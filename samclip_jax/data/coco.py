@@ -298,9 +298,11 @@ def panoptic_map(folder, index, annotations):  # -> int32 [H, W], dropped
         add = functools.partial(_add_segment, classes, index)
         _, dropped = usable(annotations[0]["segments_info"], add)
     ids, inverse = np.unique(colours @ (1, 256, 256**2), return_inverse=True)
-    if unknown := [id for id in ids.tolist() if id not in classes]:
+    unnamed = any(reason == "bad_entry" for _, reason, _ in dropped)  # whose pixels may be these
+    unknown = [id for id in ids.tolist() if id not in classes]
+    if unknown and not unnamed:
         raise BadRecord("bad_annotation", f"{path} has the value {unknown[0]}, no segment of it")
-    labels = np.int32([classes[id] for id in ids.tolist()])
+    labels = np.int32([classes.get(id, -1) for id in ids.tolist()])
     return require_class(labels[inverse.reshape(colours.shape[:2])], path), dropped
 
 

@@ -9,6 +9,7 @@ import collections
 import contextlib
 import functools
 import json
+import os
 import pathlib
 
 import numpy as np
@@ -46,15 +47,15 @@ def imagenet(source):
     images = ImageFolder(source)
     classes = list(CLASS_NAMES["imagenet"])
     labels = {name: name for name in classes} | {str(i): name for i, name in enumerate(classes)}
-    kit = images.path / "ILSVRC2012_devkit_t12/data"
+    kit, files = images.path / "ILSVRC2012_devkit_t12/data", {}
     if kit.exists():
         validation = enumerate(imagenet_validation(kit), start=1)
-        labels |= {f"ILSVRC2012_val_{i:08d}": name for i, name in validation}
+        files = {f"ILSVRC2012_val_{i:08d}": name for i, name in validation}
     items, folders = [], set()
     for name in images.files:
         path = pathlib.Path(name)
         in_folder = path.parent.name in labels
-        label = labels.get(path.parent.name if in_folder else path.stem)
+        label = labels[path.parent.name] if in_folder else files.get(path.stem)
         if label is None:
             raise UserError(
                 f"nothing says of which class {name} is; put it into a folder of its WordNet id, "
@@ -107,7 +108,7 @@ def ade20k(source, split="validation"):
     classes = numbered(names, range(1, 151))
     files = ImageFolder(source / "images" / split).files
     pairs = [
-        (f"images/{split}/{name}", f"annotations/{split}/{pathlib.Path(name).stem}.png")
+        (f"images/{split}/{name}", f"annotations/{split}/{os.path.splitext(name)[0]}.png")
         for name in files
     ]
     return label_maps(source, pairs, classes, {i: i - 1 for i in range(151)})
@@ -281,7 +282,10 @@ class Webdataset(Tars):
         path = next((path for path in paths if path.exists()), None)
         if path is None:
             raise UserError(f"{folder} has no classnames.txt, here or one folder higher; add it.")
-        self.classes = [name.strip() for name in lines(path)]
+        self.classes = lines(path, blank=True)  # a line's number is its class
+        if "" in self.classes:
+            number = self.classes.index("") + 1
+            raise UserError(f"line {number} of {path} is blank; it must name class {number - 1}.")
         if self.classes == list(CLASS_NAMES["imagenet"].values()):  # where two names occur twice
             self.classes = list(CLASS_NAMES["imagenet"])
         if twice := [name for name, n in collections.Counter(self.classes).items() if n > 1]:
@@ -306,10 +310,13 @@ def numbered(names, numbers):
     return [names[number] for number in numbers]
 
 
-def lines(path):
-    """The lines of a text file that are not blank."""
+def lines(path, blank=False):
+    """The lines of a text file that are not blank; with `blank` all up to the last of these."""
     try:
-        return [each for each in path.read_text().splitlines() if each.strip()]
+        text = path.read_text(encoding="utf-8-sig")
+        if blank:
+            return [each.strip() for each in text.rstrip().splitlines()]
+        return [each for each in text.splitlines() if each.strip()]
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} was not read: {line(error)}") from None
 

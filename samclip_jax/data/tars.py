@@ -16,6 +16,7 @@ from samclip_jax.paths import existing
 TARS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
 OTHER_TARS = (".tar.zst", ".tzst", ".tar.lz4", ".tar.lzma", ".tar.z")
 DAMAGE = (OSError, EOFError, tarfile.TarError, zlib.error, lzma.LZMAError)
+COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ")
 LINKS = 40  # one after the other, as in Linux
 
 
@@ -159,9 +160,13 @@ def _open(path):
         tar = tarfile.open(path)
         members = list(tar)
         with open(path, "rb") as file:  # tarfile takes any end for the end
-            file.seek(max(0, path.stat().st_size - tarfile.BLOCKSIZE))
-            if path.suffix.lower() == ".tar" and any(file.read()):
-                raise tarfile.ReadError("it ends early")
+            if not file.read(6).startswith(COMPRESSED):
+                file.seek(max(0, path.stat().st_size - tarfile.BLOCKSIZE))
+                if any(file.read()):
+                    raise tarfile.ReadError("it ends early")
+                file.seek(tar.offset)
+                if any(file.read(1 << 20)):
+                    raise tarfile.ReadError("after its last file it is damaged, or another tar")
         return tar, members, None
     except DAMAGE as error:
         if getattr(error, "errno", None):  # of the storage
