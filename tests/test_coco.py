@@ -186,7 +186,8 @@ def test_a_panoptic_map_with_other_values_is_a_bad_annotation(tmp_path, segments
 
 
 def test_coco_object_is_painted_from_instances(tmp_path):
-    """81 classes of COCO: the background, what is painted later, and none of a crowd."""
+    """81 classes of COCO: the background, what is painted later, and none of a crowd, nor of what
+    was left out, its mask known or only its box."""
     names = [{"id": i, "name": f"thing {i}"} for i in range(1, 81)]
     over = ANNOTATION | {
         "id": 2,
@@ -195,13 +196,15 @@ def test_coco_object_is_painted_from_instances(tmp_path):
     }
     runs = {"size": SIZE, "counts": [0, HEIGHT * 5, HEIGHT * (WIDTH - 5)]}
     crowd = ANNOTATION | {"id": 3, "segmentation": runs, "iscrowd": 1}
-    bad = ANNOTATION | {"id": 4, "segmentation": [[None] * 6]}
-    path = instances(tmp_path, [IMAGE], [ANNOTATION, over, crowd, bad], names)
+    bad = ANNOTATION | {"id": 4, "segmentation": [[None] * 6], "bbox": [70, 50, 10, 10]}
+    square = [[70, 0, 80, 0, 80, 10, 70, 10]]
+    unknown = ANNOTATION | {"id": 5, "segmentation": square, "category_id": 99}
+    path = instances(tmp_path, [IMAGE], [ANNOTATION, over, crowd, bad, unknown], names)
     found = run_here("coco_object", path, tmp_path / "out", images=str(tmp_path))
     assert found["classes"] == ["background", *(each["name"] for each in names)]
-    assert found["annotations_dropped"] == {"bad_mask": 1}
+    assert found["annotations_dropped"] == {"bad_mask": 1, "unknown_category": 1}
     values, counts = np.unique(
         make_source("prepared", path=tmp_path / "out")[0]["semantic"], return_counts=True
     )
     assert values.tolist() == [-1, 0, 3, 80]
-    assert counts[[0, 2, 3]].tolist() == [HEIGHT * 5, 200, 400]
+    assert counts[[0, 2, 3]].tolist() == [HEIGHT * 5 + 200, 200, 400]

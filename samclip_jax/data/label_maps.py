@@ -4,8 +4,10 @@ A map is int32 [H, W], -1 where a pixel has no class. BadRecord, `bad_annotation
 cannot be read or that no pixel of it has a class.
 """
 
+import contextlib
 import functools
 import io
+import math
 
 import numpy as np
 from PIL import Image
@@ -13,6 +15,7 @@ from scipy.io import loadmat
 
 from samclip_jax.data.annotations import (
     BadAnnotation,
+    box_of,
     is_crowd,
     mask_of,
     shown,
@@ -84,23 +87,33 @@ def painted_map(image, indices, background, crowds=None):  # -> map, dropped
     were left out, as annotations.usable has them.
 
     indices: {id of a category as text: index of its class, or -1}; background: the class of other
-    pixels; crowds: that of crowds, None where they are like other objects.
+    pixels; crowds: that of crowds, None where they are like other objects. Where an annotation was
+    left out pixels have no class, -1: those of its mask or, where that cannot be read, those of its
+    box that would be background.
     """
     size = tuple(image["size"])
     classes = np.full(size, background, np.int32)
-    paint = functools.partial(_paint, classes, size, indices, crowds)
+    paint = functools.partial(_paint, classes, size, indices, background, crowds)
     _, dropped = usable(image["annotations"], paint)
     return require_class(classes, "the image"), dropped
 
 
-def _paint(classes, size, indices, crowds, entry):
+def _paint(classes, size, indices, background, crowds, entry):
     if not isinstance(entry, dict):
         raise BadAnnotation("bad_entry", f"{shown(entry)} is no json object")
+    try:
+        mask = mask_of(entry.get("segmentation"), size)
+        if mask is None:
+            raise BadAnnotation("bad_mask", "it has no segmentation")
+    except BadAnnotation:
+        with contextlib.suppress(BadAnnotation):  # some of its box is no background
+            x0, y0, x1, y1 = box_of(entry.get("bbox"), size)
+            inside = classes[int(y0) : math.ceil(y1), int(x0) : math.ceil(x1)]
+            inside[inside == background] = -1
+        raise
     category = text_id(entry.get("category_id"))
     if category not in indices:
+        classes[np.asarray(mask)] = -1
         raise unknown_category(entry)
-    mask = mask_of(entry.get("segmentation"), size)
-    if mask is None:
-        raise BadAnnotation("bad_mask", "it has no segmentation")
     of_crowd = crowds is not None and is_crowd(entry)
     classes[np.asarray(mask)] = crowds if of_crowd else indices[category]
