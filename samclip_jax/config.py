@@ -5,72 +5,77 @@ import difflib
 import os
 import re
 import typing
+from typing import Annotated, Literal
 
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from samclip_jax import compilation
 from samclip_jax.errors import UserError, command, under
+from samclip_jax.validation import (
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    Range,
+    Seed,
+    Share,
+    Validated,
+    check,
+)
 
-DTYPES = ("float32", "bfloat16")  # that models compute in
+Dtype = Literal["float32", "bfloat16"]  # that models compute in
+Decay = Annotated[float, Range(ge=0, lt=1)]  # of a moving average
+STREAM = {"kind": str, "workers": NonNegativeInt, "sources": dict}  # other keys are its kind's
 
 
 @dataclasses.dataclass(frozen=True)
-class TermConfig:
+class TermConfig(Validated):
     """One distillation term of the loss; see the registry TERMS in train.py."""
 
     loss: str  # clip: cosine distance to the CLIP teacher; sam: masks of the SAM teacher
     stream: str  # the data it is computed on
     teacher: str  # the frozen model it is distilled from
-    weight: float
-    micro_batches: int  # the batch is taken in so many equal parts, gradients averaged
-
-    def __post_init__(self):
-        at_least_one(self, "micro_batches")
+    weight: NonNegativeFloat
+    micro_batches: PositiveInt  # the batch is taken in so many equal parts, gradients averaged
 
 
 @dataclasses.dataclass(frozen=True)
-class MaskLossConfig:
+class MaskLossConfig(Validated):
     """L_FD of eq. 2; see losses.mask_distillation."""
 
-    focal: float
-    dice: float
-    iou: float
-    focal_alpha: float
-    focal_gamma: float
-    targets: str  # soft: the teacher's probabilities; binary: its masks at logit 0
-
-    def __post_init__(self):
-        one_of("targets", self.targets, ("soft", "binary"))
+    focal: NonNegativeFloat
+    dice: NonNegativeFloat
+    iou: NonNegativeFloat
+    focal_alpha: Share
+    focal_gamma: NonNegativeFloat
+    targets: Literal["soft", "binary"]  # the teacher's probabilities, or its masks at logit 0
 
 
 @dataclasses.dataclass(frozen=True)
-class HeadConfig:
+class HeadConfig(Validated):
     """The CLIP head that a run from a plain SAM begins with."""
 
-    depth: int
-    mlp_hidden: int
-    pooling: str
-
-    def __post_init__(self):
-        one_of("pooling", self.pooling, ("max", "mean"))
+    depth: PositiveInt
+    mlp_hidden: PositiveInt
+    pooling: Literal["max", "mean"]
 
 
 @dataclasses.dataclass(frozen=True)
-class OptimizerConfig:
-    learning_rate: float  # at the end of the warm-up
-    end_learning_rate: float
-    warmup_steps: int
-    schedule_steps: int  # length of the cosine; a run may stop before its end
-    weight_decay: float  # on kernels only
-    b1: float
-    b2: float
-    eps: float
-    clip_norm: float  # of the whole gradient; 0: none
+class OptimizerConfig(Validated):
+    learning_rate: NonNegativeFloat  # at the end of the warm-up
+    end_learning_rate: NonNegativeFloat
+    warmup_steps: NonNegativeInt
+    schedule_steps: NonNegativeInt  # length of the cosine; a run may stop before its end
+    weight_decay: NonNegativeFloat  # on kernels only
+    b1: Decay
+    b2: Decay
+    eps: PositiveFloat
+    clip_norm: NonNegativeFloat  # of the whole gradient; 0: none
 
 
 @dataclasses.dataclass(frozen=True)
-class TrainConfig:
+class TrainConfig(Validated):
     """Everything a run depends on; recipe.py says what each value is and where from."""
 
     init: str
@@ -81,43 +86,46 @@ class TrainConfig:
     streams: dict[str, dict]
     lr_factors: tuple
     optimizer: OptimizerConfig
-    steps: int
-    dtype: str
+    steps: PositiveInt
+    dtype: Dtype
     remat: bool
-    fsdp: int
-    seed: int
-    log_every: int
-    checkpoint_every: int
-    checkpoints_kept: int
+    fsdp: PositiveInt
+    seed: Seed
+    log_every: PositiveInt
+    checkpoint_every: PositiveInt
+    checkpoints_kept: PositiveInt
     evals: dict[str, dict]
-    eval_every: int
+    eval_every: NonNegativeInt
 
     def __post_init__(self):
-        one_of("dtype", self.dtype, DTYPES)
-        at_least_one(self, "steps", "log_every", "checkpoint_every", "checkpoints_kept", "fsdp")
+        super().__post_init__()
+        for name, stream in self.streams.items():
+            for key, hint in STREAM.items():
+                if key not in stream:
+                    raise UserError(f"streams.{name} lacks the key {key!r}")
+                check(f"streams.{name}.{key}", stream[key], hint)
 
 
-def one_of(name, value, known):
-    """UserError unless the value is one of those known. `build` puts the flag before the name."""
-    if value not in known:
-        raise UserError(f"{name} must be {' or '.join(known)}, got {value!r}")
-
-
-def at_least_one(config, *names):
-    """UserError unless these fields are 1 or more."""
-    for name in names:
-        if getattr(config, name) < 1:
-            raise UserError(f"{name} must be 1 or more, got {getattr(config, name)}")
-
-
-def build(cls, values, where):
-    """The dataclass `cls` from a mapping, nested ones and dicts of them included.
+def build(hint, value, where):
+    """The value as its type hint has it: a dataclass from a mapping, a tuple from a list.
 
     where: the flag that sets it, "--config.optimizer" say. UserError on an unknown key, with the
-    nearest known one, on a missing one, and on a value that `cls` refuses.
+    nearest known one, on a missing one, and on a value that is not what its hint says.
     """
+    if dataclasses.is_dataclass(hint):
+        return _dataclass(hint, value, where)
+    if typing.get_origin(hint) is dict and dataclasses.is_dataclass(typing.get_args(hint)[1]):
+        check(where, value, dict)
+        item = typing.get_args(hint)[1]
+        return {key: build(item, part, f"{where}.{key}") for key, part in value.items()}
+    value = tuple(value) if isinstance(value, list) else value
+    check(where, value, hint)
+    return value
+
+
+def _dataclass(cls, values, where):
+    check(where, values, dict)
     fields = {field.name: field for field in dataclasses.fields(cls)}
-    kinds = typing.get_type_hints(cls)
     for key in values:
         if key not in fields:
             near = difflib.get_close_matches(key, fields, n=1)
@@ -127,18 +135,10 @@ def build(cls, values, where):
         defaults = (field.default, field.default_factory)
         if name not in values and all(value is dataclasses.MISSING for value in defaults):
             raise UserError(f"{where} lacks the key {name!r}")
-    values = {key: _value(kinds[key], v, f"{where}.{key}") for key, v in values.items()}
+    hints = typing.get_type_hints(cls, include_extras=True)
+    values = {key: build(hints[key], value, f"{where}.{key}") for key, value in values.items()}
     with under(f"{where}."):
         return cls(**values)
-
-
-def _value(kind, value, where):
-    if dataclasses.is_dataclass(kind):
-        return build(kind, value, where)
-    if typing.get_origin(kind) is dict and dataclasses.is_dataclass(typing.get_args(kind)[1]):
-        item = typing.get_args(kind)[1]
-        return {key: build(item, part, f"{where}.{key}") for key, part in value.items()}
-    return tuple(value) if isinstance(value, list) else value
 
 
 def run(main, example):

@@ -9,6 +9,7 @@ from samclip_jax import config
 from samclip_jax.errors import UserError, under
 from samclip_jax.metrics import write_json
 from samclip_jax.paths import output_file
+from samclip_jax.validation import Share, check
 
 EXAMPLE = "configs/eval.py:zero_shot_classification"
 CHECKPOINT = flags.DEFINE_string("checkpoint", None, "workdir, checkpoint or released weights")
@@ -22,12 +23,14 @@ def main(values):
     if not CHECKPOINT.value:
         raise UserError("set --checkpoint to a workdir, a checkpoint or released weights")
     report_file = output_file(REPORT.value) if REPORT.value else None
-    config.one_of("--config.dtype", values.dtype, config.DTYPES)
     options = values.to_dict()
+    data, dtype, alpha = (options.pop(key) for key in ("data", "dtype", "wise_ft"))
+    check("--config.dtype", dtype, config.Dtype)
+    check("--config.wise_ft", alpha, Share)
+    evals.read_options("--config.", **options)
     began = time.monotonic()
     with under("--checkpoint: "):
-        model = load(CHECKPOINT.value, options.pop("dtype"))
-    alpha = options.pop("wise_ft")
+        model = load(CHECKPOINT.value, dtype)
     if alpha != 1:
         if checkpoint.newest_step(CHECKPOINT.value) is None:
             raise UserError(
@@ -35,7 +38,7 @@ def main(values):
             )
         _, start, _ = checkpoint.load_model(CHECKPOINT.value, initial=True)
         model = model.with_params(models.wise_ft(start, model.params, alpha))
-    results = evals.evaluate(model, flag="--config.data", **options)
+    results = evals.evaluate(model, data=data, flag="--config.data", **options)
     report = {
         "task": values.task,
         "checkpoint": CHECKPOINT.value,

@@ -1,10 +1,18 @@
-"""Model configs go to JSON and back, and say what is wrong with one that does not."""
+"""Configs are built from what a user gives, and say what is wrong with one that is not right.
 
+Model configs go to JSON and back.
+"""
+
+import functools
+import importlib
 import json
 
 import pytest
 
+from samclip_jax.config import STREAM, OptimizerConfig, TrainConfig, build
+from samclip_jax.demo_stages import get_config
 from samclip_jax.errors import UserError
+from samclip_jax.evals import EVALUATORS, read_options
 from samclip_jax.models.config import (
     ClipConfig,
     ClipHeadConfig,
@@ -16,6 +24,7 @@ from samclip_jax.models.config import (
     from_dict,
     to_dict,
 )
+from samclip_jax.train import STREAMS
 
 
 @pytest.mark.parametrize(
@@ -46,9 +55,11 @@ def test_missing_keys_are_defaults():
         ({"kind": "samclip", "clip_head": {"zzz": 1}}, ["samclip.clip_head", "'zzz'"]),
         ({"kind": "dino"}, ["sam, clip, samclip", "'dino'"]),
         ({}, ["kind", "None"]),
+        ({"kind": "sam", "encoder": {"groups": 0}}, ["sam.encoder.groups must be", "got 0"]),
+        ({"kind": "clip", "vision": {"std": [1, 0, 1]}}, ["clip.vision.std must be", "above 0"]),
     ],
 )
-def test_unknown_keys_and_kinds_are_named(values, named):
+def test_unknown_keys_kinds_and_values_are_named(values, named):
     with pytest.raises(UserError) as error:
         from_dict(values)
     for words in named:
@@ -62,3 +73,61 @@ def test_unknown_keys_and_kinds_are_named(values, named):
 def test_an_encoder_whose_sizes_do_not_divide_is_refused(sizes):
     with pytest.raises(UserError, match="must divide"):
         ImageEncoderConfig(**sizes)
+
+
+NAN = float("nan")
+
+
+@pytest.mark.parametrize(
+    "key, value, sentence",
+    [
+        ("optimizer.b1", 2, "--config.optimizer.b1 must be a number of at least 0 and below 1, "),
+        ("optimizer.learning_rate", NAN, "--config.optimizer.learning_rate must be a number of"),
+        ("optimizer.weight_decay", -1, "--config.optimizer.weight_decay must be a number of"),
+        ("optimizer", 3, "--config.optimizer must be a dictionary, got 3"),
+        ("terms.clip.weight", NAN, "--config.terms.clip.weight must be a number of at least 0"),
+        ("terms", [], "--config.terms must be a dictionary"),
+        ("mask_loss.targets", "hard", "--config.mask_loss.targets must be soft or binary, "),
+        ("head.depth", 1.5, "--config.head.depth must be a whole number"),
+        ("streams.clip.workers", -1, "--config.streams.clip.workers must be a whole number"),
+        ("streams.clip", {"kind": "clip"}, "--config.streams.clip lacks the key 'workers'"),
+        ("eval_every", -1, "--config.eval_every must be a whole number of at least 0, got -1"),
+        ("steps", "many", "--config.steps must be a whole number of at least 1, got 'many'"),
+        ("fsdp", True, "--config.fsdp must be a whole number of at least 1, got True"),
+        ("remat", 1, "--config.remat must be True or False, got 1"),
+        ("seed", -1, "--config.seed must be a whole number of at least 0 and below 4294967296"),
+    ],
+)
+def test_a_value_that_cannot_be_is_named(key, value, sentence):
+    values = get_config("stage2").to_dict()
+    *groups, last = key.split(".")
+    functools.reduce(dict.__getitem__, groups, values)[last] = value
+    with pytest.raises(UserError) as error:
+        build(TrainConfig, values, "--config")
+    assert str(error.value).startswith(sentence)
+
+
+def test_nothing_is_a_value_where_it_says_so():
+    """0 workers, no clipping, no warm-up and no evaluation before the end."""
+    values = get_config("stage2").to_dict()
+    values["optimizer"] |= {"clip_norm": 0, "warmup_steps": 0}
+    values["streams"]["clip"]["workers"] = values["eval_every"] = 0
+    config = build(TrainConfig, values, "--config")
+    assert isinstance(config.optimizer, OptimizerConfig)
+
+
+def test_every_experiment_can_be_built():
+    for name in ("stage1", "stage2", "stage3", "distill_only"):
+        for module, arguments in ((f"configs.{name}", ()), ("configs.demo", (name,))):
+            values = importlib.import_module(module).get_config(*arguments)
+            config = build(TrainConfig, values.to_dict(), "--config")
+            for stream in config.streams.values():
+                options = {k: v for k, v in stream.items() if k not in STREAM}
+                build(STREAMS[stream["kind"]], options, "--config.streams")
+
+
+@pytest.mark.parametrize("task", EVALUATORS)
+def test_every_evaluation_can_be_built(task):
+    values = importlib.import_module("configs.eval").get_config(task).to_dict()
+    options = {k: v for k, v in values.items() if k not in ("data", "dtype", "wise_ft")}
+    assert read_options("--config.", **options).keys() == options.keys() - {"task"}

@@ -20,6 +20,7 @@ from samclip_jax.evals.zero_shot_segmentation import (
     scores,
     zero_shot_segmentation,
 )
+from samclip_jax.inference.refine import Refinement
 from samclip_jax.inference.texts import TEMPLATES
 
 NAMES = ["red star", "blue ring", "grass"]
@@ -273,7 +274,7 @@ def test_both_heads_run_on_scenes(tiny_samclip):
     assert first == again and first["images"] == 3
     assert 0 <= first["refined_segmentation_miou"] <= 1
     variant = dict(components=True, clip_weight=1.0, min_area=0.01)
-    dict(refined_segmentation(tiny_samclip, source, refinement=variant, **options))
+    dict(refined_segmentation(tiny_samclip, source, refinement=Refinement(**variant), **options))
 
 
 # The registry
@@ -300,12 +301,23 @@ def test_real_photographs_to_the_end(tiny_samclip, coco):
     [
         ("box_mask", {}, "did you mean 'box_masks'"),
         ("box_masks", {"treshold": 1}, "did you mean 'threshold'"),
-        ("zero_shot_segmentation", {"upsample": "twice"}, "upsample must be one of"),
+        ("zero_shot_segmentation", {"upsample": "twice"}, "upsample must be logits or labels"),
         ("zero_shot_segmentation", {"templates": "opena"}, "no templates 'opena'"),
         ("refined_segmentation", {"templates": ["a photo"]}, "no {} for the name"),
         ("zero_shot_segmentation", {"maskclip": True}, "maskclip"),
         ("refined_segmentation", {"refinement": {"point": 1}}, "did you mean 'points'"),
-        ("refined_segmentation", {"refinement": {"points": -1}}, "points must be a whole number"),
+        (
+            "refined_segmentation",
+            {"refinement": {"points": -1}},
+            "refinement.points must be a whole number",
+        ),
+        ("refined_segmentation", {"refinement": 3}, "refinement must be a dictionary, got 3"),
+        ("refined_segmentation", {"seed": -1}, "seed must be"),
+        ("zero_shot_segmentation", {"image_size": 0}, "image_size must be"),
+        ("zero_shot_classification", {"batch_size": 0}, "batch_size must be"),
+        ("retrieval", {"limit": -1}, "limit must be a whole number of at least 1 or None, got -1"),
+        ("box_masks", {"threshold": "bets"}, "threshold must be a number, best or None"),
+        ("point_masks", {"threshold": float("nan")}, "threshold must be a number"),
     ],
 )
 def test_mistakes_are_one_sentence(tiny_samclip, task, options, sentence):

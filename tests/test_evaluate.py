@@ -57,6 +57,8 @@ def test_a_report_holds_the_results_and_what_was_run(checkpoint, run_python, tmp
             (*SCENES, "--config.dtype=float31"),
             "evaluate: --config.dtype must be",
         ),
+        ("box_masks", ("--config.wise_ft=2",), "--config.wise_ft must be a number of at least 0"),
+        ("box_masks", ("--config.batch_size=0",), "--config.batch_size must be a whole number"),
     ],
 )
 def test_mistakes_are_one_sentence(checkpoint, last_words, capsys, task, arguments, sentence):

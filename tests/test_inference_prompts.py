@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from samclip_jax.errors import UserError
-from samclip_jax.inference.prompts import at_least, decoder_arguments, decoder_prompts
+from samclip_jax.inference.prompts import decoder_arguments, decoder_prompts
 from samclip_jax.models.prompt_encoder import (
     ABSENT,
     BOX_BOTTOM_RIGHT,
@@ -147,13 +147,3 @@ def test_mistakes_in_what_the_decoder_is_given(wrong, sentence):
     assert [array.dtype.kind for array in arrays] == list("ifif")
     with pytest.raises(UserError, match=sentence):
         decoder_arguments(**arguments | wrong, embedding=embedding)
-
-
-@pytest.mark.parametrize(
-    "value, sentence",
-    [(0, "from 1 on; got 0"), (2.5, "a whole number"), (NAN, "finite"), (None, "n must be real")],
-)
-def test_options_are_numbers_in_their_range(value, sentence):
-    at_least("n", np.int64(1), 1, whole=True)
-    with pytest.raises(UserError, match=sentence):
-        at_least("n", value, 1, whole=True)

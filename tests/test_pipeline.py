@@ -230,10 +230,24 @@ def test_a_position_from_a_checkpoint_counts_past_its_own_type():
             assert all(next(batches)["image"].any() for _ in range(12))
 
 
-def test_a_stream_needs_a_source_and_a_resolution():
-    for sources, config in (([], CLIP), (Numbers(4), ClipStream(8, ()))):
-        with pytest.raises(UserError, match="at least one source and one resolution"):
-            stream(sources, config, seed=0)
+def test_a_stream_needs_a_source():
+    with pytest.raises(UserError, match="at least one source"):
+        stream([], CLIP, seed=0)
+
+
+@pytest.mark.parametrize(
+    "options, sentence",
+    [
+        ({"batch_size": 0}, "batch_size must be a whole number of at least 1, got 0"),
+        ({"resolutions": ()}, "resolutions must be a tuple of one or more"),
+        ({"crop_scale": (0.0, 1.0)}, "crop_scale must be a tuple of 2, each a number above 0"),
+        ({"crop_scale": (1.0, 0.9)}, "crop_scale must be the least and the greatest area"),
+        ({"flip": 2}, "flip must be a number of at least 0 and at most 1, got 2"),
+    ],
+)
+def test_a_stream_that_cannot_be_is_refused(options, sentence):
+    with pytest.raises(UserError, match=sentence):
+        ClipStream(**options)
 
 
 def run(folder, program):

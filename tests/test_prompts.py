@@ -145,6 +145,7 @@ def test_nothing_to_prompt_is_a_bad_record():
 
 
 def test_odds_must_be_possible():
-    for odds in ({"box": 0, "point": 0, "points": 0}, {"box": -1}):
-        with pytest.raises(UserError, match="odds"):
-            PromptConfig(**odds)
+    with pytest.raises(UserError, match="must have odds above 0"):
+        PromptConfig(box=0, point=0, points=0)
+    with pytest.raises(UserError, match="box must be a number of at least 0, got -1"):
+        PromptConfig(box=-1)

@@ -333,7 +333,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(teachers, tm
         ("streams", {}, "streams has no 'clip'"),
         ("fsdp", 7, "fsdp=7"),
         ("dtype", "bf16", "dtype must be float32 or bfloat16, got 'bf16'"),
-        ("log_every", 0, "log_every must be 1 or more"),
+        ("log_every", 0, "^--config.log_every must be a whole number of at least 1, got 0"),
     ],
 )
 def test_mistakes_in_a_config_are_one_sentence(teachers, tmp_path, key, value, message):
@@ -347,13 +347,14 @@ def test_mistakes_in_a_config_are_one_sentence(teachers, tmp_path, key, value, m
 @pytest.mark.parametrize(
     "key, value, message",
     [
-        ("terms.clip.micro_batches", 0, "micro_batches must be 1 or more"),
+        ("terms.clip.micro_batches", 0, "terms.clip.micro_batches must be a whole"),
         ("terms.clip.micro_batches", 3, "micro_batches=3 does not divide the 8 images .* 24 px"),
         ("terms.clip.teacher", "cilp", "teachers has no 'cilp'"),
-        ("streams.clip.batch_multiple", 0, "batch_size, batch_multiple and resolutions must be 1"),
-        ("streams.sam.batch_size", 0, "batch_size, batch_multiple and resolutions must be 1"),
-        ("streams.sam.prompts.per_image", 0, "per_image must be 1 or more"),
-        ("fsdp", 0, "fsdp must be 1 or more"),
+        ("streams.clip.batch_multiple", 0, "streams.clip.batch_multiple must be"),
+        ("streams.clip.workers", -1, "streams.clip.workers must be a whole number"),
+        ("streams.sam.batch_size", 0, "streams.sam.batch_size must be a whole number"),
+        ("streams.sam.prompts.per_image", 0, "streams.sam.prompts.per_image must be"),
+        ("fsdp", 0, "fsdp must be a whole number"),
     ],
 )
 def test_sizes_that_cannot_be_are_one_sentence(teachers, tmp_path, key, value, message):

@@ -23,21 +23,29 @@ from samclip_jax.data import transforms, worker
 from samclip_jax.data.decode import REASONS, BadRecord, require_side
 from samclip_jax.data.prompts import PromptConfig, simulate
 from samclip_jax.errors import UserError, memory_errors
+from samclip_jax.validation import Area, PositiveInt, Share, Validated
 
 MAX_REPLACEMENTS = 100
 RESOLUTION, EXAMPLE = 0, 1  # what a draw is for: keeps the random sequences apart
 
 
 @dataclasses.dataclass(frozen=True)
-class ClipStream:
+class ClipStream(Validated):
     """Crops for the CLIP term at several resolutions, with the same number of pixels a batch."""
 
-    batch_size: int = 2048  # global, at base_resolution; SAM-CLIP appendix A
-    resolutions: tuple[int, ...] = (224, 448)
-    base_resolution: int = 224
-    batch_multiple: int = 1  # the batch at every resolution is cut to a multiple of this
-    crop_scale: tuple[float, float] = (0.9, 1.0)  # CVNets' CLIP recipe
-    flip: float = 0.5
+    batch_size: PositiveInt = 2048  # global, at base_resolution; SAM-CLIP appendix A
+    resolutions: tuple[PositiveInt, ...] = (224, 448)
+    base_resolution: PositiveInt = 224
+    batch_multiple: PositiveInt = 1  # the batch at every resolution is cut to a multiple of this
+    crop_scale: tuple[Area, Area] = (0.9, 1.0)  # from, to; CVNets' CLIP recipe
+    flip: Share = 0.5  # the chance of it
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.crop_scale[0] > self.crop_scale[1]:
+            raise UserError(
+                f"crop_scale must be the least and the greatest area, got {self.crop_scale}"
+            )
 
     def shapes(self, resolution):
         """{name: (shape, dtype)} of an example."""
@@ -50,11 +58,11 @@ class ClipStream:
 
 
 @dataclasses.dataclass(frozen=True)
-class SamStream:
+class SamStream(Validated):
     """Whole photographs with simulated prompts for the SAM term."""
 
-    batch_size: int = 32  # global; SAM-CLIP appendix A
-    image_size: int = 1024
+    batch_size: PositiveInt = 32  # global; SAM-CLIP appendix A
+    image_size: PositiveInt = 1024
     prompts: PromptConfig = PromptConfig()
 
     batch_multiple = 1
@@ -99,9 +107,6 @@ class Schedule:
     def __init__(self, config, seed):
         self.seed, self.resolutions = seed, config.resolutions
         self.sizes = {}
-        numbers = config.batch_size, config.batch_multiple, config.base_resolution
-        if min(*numbers, *config.resolutions) < 1:
-            raise UserError("batch_size, batch_multiple and resolutions must be 1 or more")
         for resolution in config.resolutions:
             size = max(1, config.batch_size * config.base_resolution**2 // resolution**2)
             multiple = config.batch_multiple
@@ -136,8 +141,8 @@ def stream(sources, config, seed, start=0, share=whole, workers=0, keys=False):
     nothing can be used.
     """
     sources = list(sources) if isinstance(sources, (list, tuple)) else [sources]
-    if not sources or not config.resolutions:
-        raise UserError("a stream needs at least one source and one resolution.")
+    if not sources:
+        raise UserError("a stream needs at least one source.")
     schedule = Schedule(config, seed)
     shares = {size: share(size) for size in schedule.sizes.values()}
     local = LocalBatch(sources, config, seed, schedule, shares, keys)

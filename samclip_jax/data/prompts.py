@@ -12,30 +12,30 @@ import numpy as np
 from samclip_jax.data.decode import BadRecord
 from samclip_jax.data.transforms import scale_coords
 from samclip_jax.errors import UserError
+from samclip_jax.validation import Area, NonNegativeFloat, PositiveInt, Share, Validated
 
 # The labels of models/prompt_encoder.py, which worker processes cannot import: it needs jax.
 BACKGROUND, FOREGROUND, BOX_TOP_LEFT, BOX_BOTTOM_RIGHT, NOT_A_POINT, ABSENT = 0, 1, 2, 3, -1, -2
 
 
 @dataclasses.dataclass(frozen=True)
-class PromptConfig:
+class PromptConfig(Validated):
     """How prompts are drawn. box, point and points are the odds of the three kinds."""
 
-    per_image: int = 32  # SAM-CLIP appendix A
-    box: float = 0.5  # box or point, evenly: Segment Anything appendix A
-    point: float = 0.25
-    points: float = 0.25  # 1 to max_points of them
-    max_points: int = 3
-    negatives: float = 0.0  # the chance that a point after the first lies on the background
-    jitter: float = 0.1  # standard deviation of a box's corners, in sides of the box
-    max_jitter: float = 20.0  # px of the resized image
-    max_area: float = 0.9  # larger objects are dropped, in areas of the image
+    per_image: PositiveInt = 32  # SAM-CLIP appendix A
+    box: NonNegativeFloat = 0.5  # box or point, evenly: Segment Anything appendix A
+    point: NonNegativeFloat = 0.25
+    points: NonNegativeFloat = 0.25  # 1 to max_points of them
+    max_points: PositiveInt = 3
+    negatives: Share = 0.0  # the chance that a point after the first lies on the background
+    jitter: NonNegativeFloat = 0.1  # standard deviation of a box's corners, in sides of the box
+    max_jitter: NonNegativeFloat = 20.0  # px of the resized image
+    max_area: Area = 0.9  # larger objects are dropped, in areas of the image
     interior: bool = True  # points anywhere in the mask; False decodes no mask: SA-1B's own points
 
     def __post_init__(self):
-        if self.per_image < 1:
-            raise UserError(f"per_image must be 1 or more, got {self.per_image}")
-        if min(self.odds) < 0 or not sum(self.odds):
+        super().__post_init__()
+        if not sum(self.odds):
             raise UserError("box, point or points must have odds above 0.")
 
     @property

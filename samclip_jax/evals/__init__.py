@@ -6,7 +6,9 @@ are shares of 1 unless their name says otherwise.
 
 import difflib
 import inspect
+import typing
 
+from samclip_jax.config import build
 from samclip_jax.data.sources import make_source
 from samclip_jax.errors import UserError
 from samclip_jax.evals.masks import box_masks, point_masks
@@ -31,15 +33,29 @@ EVALUATORS = {
 def evaluate(model, task, data, flag=None, **options):
     """{name: value} of one task. data: {"name": a source, its options}; options: the evaluator's.
 
-    flag: what sets `data` on the command line. UserError names an unknown task or option and the
-    nearest known one.
+    flag: what sets `data` on the command line, "--config.data" say; its options lie beside it.
+    UserError names an unknown task or option, and an option's value that cannot be.
+    """
+    options = read_options("" if flag is None else flag.removesuffix("data"), task, **options)
+    results = EVALUATORS[task](model, make_source(**data, flag=flag), **options)
+    return {name: value if isinstance(value, int) else float(value) for name, value in results}
+
+
+def read_options(where, task, **options):
+    """The options of a task as its evaluator's type hints have them.
+
+    where: what stands before their names in a message, "--config." say. UserError names an unknown
+    task or option and the nearest known one, or the option whose value is not what its hint says.
     """
     evaluator = EVALUATORS[_known(task, EVALUATORS, "evaluation task")]
     taken = list(inspect.signature(evaluator).parameters)[2:]
+    hints = typing.get_type_hints(evaluator, include_extras=True)
     for option in options:
         _known(option, taken, f"option of {task}")
-    results = evaluator(model, make_source(**data, flag=flag), **options)
-    return {name: value if isinstance(value, int) else float(value) for name, value in results}
+    return {
+        option: build(hints[option], value, where + option) if option in hints else value
+        for option, value in options.items()
+    }
 
 
 def _known(name, names, what):

@@ -1,11 +1,12 @@
 """Masks for a box or for a point, against the true ones (Segment Anything, section 7.1)."""
 
+from typing import Literal
+
 import numpy as np
 from scipy import ndimage
 
 from samclip_jax.data import transforms
 from samclip_jax.data.decode import BadRecord
-from samclip_jax.errors import UserError
 from samclip_jax.evals.batches import Batches, field, stack
 from samclip_jax.inference import frames
 from samclip_jax.models.prompt_encoder import (
@@ -14,11 +15,19 @@ from samclip_jax.models.prompt_encoder import (
     FOREGROUND,
     NOT_A_POINT,
 )
+from samclip_jax.validation import PositiveInt
 
+Threshold = float | Literal["best"] | None  # a logit
 THRESHOLDS = np.arange(-10, 10.25, 0.25)  # that "best" chooses from, logits
 
 
-def box_masks(model, source, threshold=None, batch_size=4, limit=None):
+def box_masks(
+    model,
+    source,
+    threshold: Threshold = None,
+    batch_size: PositiveInt = 4,
+    limit: PositiveInt | None = None,
+):
     """Mean IoU over instances for the single mask of each one's box: `box_miou`, at logit 0.
 
     threshold: a logit to report too, or "best" to find the one with the highest mean (tune it on
@@ -27,7 +36,13 @@ def box_masks(model, source, threshold=None, batch_size=4, limit=None):
     return _masks(model, source, "box", box_prompt, False, threshold, batch_size, limit)
 
 
-def point_masks(model, source, threshold=None, batch_size=4, limit=None):
+def point_masks(
+    model,
+    source,
+    threshold: Threshold = None,
+    batch_size: PositiveInt = 4,
+    limit: PositiveInt | None = None,
+):
     """The same for the innermost point of each mask; of three answers the surest counts."""
     return _masks(model, source, "point", point_prompt, True, threshold, batch_size, limit)
 
@@ -50,8 +65,6 @@ def _masks(model, source, name, prompt, multimask, threshold, batch_size, limit)
     side = model.encoder.image_size
     thresholds = np.array([0.0])
     if threshold is not None:
-        if isinstance(threshold, str) and threshold != "best":
-            raise UserError(f"threshold must be a logit or 'best', got {threshold!r}")
         thresholds = np.union1d(0, THRESHOLDS if threshold == "best" else threshold)
 
     def prepare(record):

@@ -2,21 +2,28 @@
 
 import numpy as np
 
-from samclip_jax.config import build
 from samclip_jax.evals.batches import Batches, class_names, stack
 from samclip_jax.evals.zero_shot_segmentation import confusion, scores, square
 from samclip_jax.inference.refine import Refinement, refined_labels
+from samclip_jax.validation import NonNegativeInt, PositiveInt
+
+PAPER = Refinement()
 
 
 def refined_segmentation(
-    model, source, refinement=None, templates="openai", seed=0, batch_size=4, limit=None
+    model,
+    source,
+    refinement: Refinement = PAPER,
+    templates="openai",
+    seed: NonNegativeInt = 0,
+    batch_size: PositiveInt = 4,
+    limit: PositiveInt | None = None,
 ):
     """mIoU of Predictor.segment(refine=True), on images resized to the encoder's square size.
 
-    refinement: fields of inference.refine.Refinement that differ from its defaults, the paper's.
+    refinement: in a config the fields that differ from the paper's form, the defaults.
     """
     model.require("samclip", what="refined_segmentation")
-    options = build(Refinement, refinement or {}, "--config.refinement")
     classes = class_names(source)
     text = model.class_embeddings(classes, templates)
     side = model.encoder.image_size
@@ -31,7 +38,7 @@ def refined_segmentation(
         shapes = [semantic.shape for semantic in semantics]
         seeds = [(seed, batches.images + i) for i in range(len(batch))]
         labels = refined_labels(
-            model, encoded.embedding, cosines, sizes[: len(batch)], shapes, options, seeds
+            model, encoded.embedding, cosines, sizes[: len(batch)], shapes, refinement, seeds
         )
         for semantic, found in zip(semantics, labels, strict=True):
             total += confusion(semantic, found, len(classes))

@@ -7,12 +7,19 @@ from samclip_jax.data.decode import BadRecord
 from samclip_jax.errors import UserError
 from samclip_jax.evals.batches import Batches, field, stack
 from samclip_jax.inference.texts import text_list
+from samclip_jax.validation import PositiveInt
 
 RANKS = (1, 5, 10)
 ROWS = 1024  # queries that are ranked at once
 
 
-def retrieval(model, source, image_size=336, batch_size=64, limit=None):
+def retrieval(
+    model,
+    source,
+    image_size: PositiveInt = 336,
+    batch_size: PositiveInt = 64,
+    limit: PositiveInt | None = None,
+):
     """Recall at 1, 5 and 10 of images by their captions and of captions by their image.
 
     mean_recall_at_1, of both directions, is what table 1 calls image retrieval. image_size: of a

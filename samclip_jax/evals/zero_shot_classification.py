@@ -4,10 +4,16 @@ import numpy as np
 
 from samclip_jax.data import transforms
 from samclip_jax.evals.batches import Batches, class_names, field, stack
+from samclip_jax.validation import PositiveInt
 
 
 def zero_shot_classification(
-    model, source, image_size=336, templates="openai", batch_size=64, limit=None
+    model,
+    source,
+    image_size: PositiveInt = 336,
+    templates="openai",
+    batch_size: PositiveInt = 64,
+    limit: PositiveInt | None = None,
 ):
     """Top-1 and top-5 accuracy; the source's classes are the names.
 

@@ -1,24 +1,25 @@
 """Zero-shot semantic segmentation by text from the CLIP head (SAM-CLIP 4.2, table 2)."""
 
+from typing import Literal
+
 import numpy as np
 
 from samclip_jax.data import transforms
 from samclip_jax.errors import UserError
 from samclip_jax.evals.batches import Batches, class_names, field, stack
 from samclip_jax.inference import frames
-
-UPSAMPLE = ("logits", "labels")
+from samclip_jax.validation import PositiveInt
 
 
 def zero_shot_segmentation(
     model,
     source,
-    image_size=448,
+    image_size: PositiveInt = 448,
     templates="openai",
-    upsample="logits",
-    maskclip=False,
-    batch_size=16,
-    limit=None,
+    upsample: Literal["logits", "labels"] = "logits",
+    maskclip: bool = False,
+    batch_size: PositiveInt = 16,
+    limit: PositiveInt | None = None,
 ):
     """mIoU of the class whose text is nearest to each patch; the source's classes are the names.
 
@@ -26,8 +27,6 @@ def zero_shot_segmentation(
     with its patch tokens, plain or (maskclip) by its last block's values. upsample: "logits" before
     the argmax (4.2), or "labels" after it (appendix C).
     """
-    if upsample not in UPSAMPLE:
-        raise UserError(f"upsample must be one of {', '.join(UPSAMPLE)}, got {upsample!r}")
     classes = class_names(source)
     text = model.class_embeddings(classes, templates)
     size = model.config.vision.image_size if model.kind == "clip" else image_size

@@ -1,6 +1,7 @@
 """Masks of everything in a photograph; as segment_anything.SamAutomaticMaskGenerator."""
 
 import dataclasses
+from typing import Literal
 
 import numpy as np
 from pycocotools import mask as rle
@@ -8,9 +9,9 @@ from scipy import ndimage
 
 from samclip_jax.errors import UserError
 from samclip_jax.inference.predictor import Predictor
-from samclip_jax.inference.prompts import at_least
+from samclip_jax.validation import NonNegativeFloat, PositiveInt, check
 
-OUTPUT_MODES = ("binary_mask", "uncompressed_rle", "coco_rle")
+OutputMode = Literal["binary_mask", "uncompressed_rle", "coco_rle"]
 CROP_NMS_THRESH = 0.7  # the original's, which it also uses after min_mask_region_area
 
 
@@ -37,17 +38,14 @@ class MaskGenerator:
         model.require("sam", "samclip", what="MaskGenerator")
         if crop_n_layers:
             raise UserError("MaskGenerator has no crops: leave crop_n_layers at 0")
-        if output_mode not in OUTPUT_MODES:
-            raise UserError(
-                f"output_mode must be one of {', '.join(OUTPUT_MODES)}, got {output_mode!r}"
-            )
-        at_least("points_per_side", points_per_side, 1, whole=True)
-        at_least("points_per_batch", points_per_batch, 1, whole=True)
-        at_least("pred_iou_thresh", pred_iou_thresh)
-        at_least("stability_score_thresh", stability_score_thresh)
-        at_least("stability_score_offset", stability_score_offset, 0)
-        at_least("box_nms_thresh", box_nms_thresh, 0)
-        at_least("min_mask_region_area", min_mask_region_area, 0)
+        check("output_mode", output_mode, OutputMode)
+        check("points_per_side", points_per_side, PositiveInt)
+        check("points_per_batch", points_per_batch, PositiveInt)
+        check("pred_iou_thresh", pred_iou_thresh, float)
+        check("stability_score_thresh", stability_score_thresh, float)
+        check("stability_score_offset", stability_score_offset, NonNegativeFloat)
+        check("box_nms_thresh", box_nms_thresh, NonNegativeFloat)
+        check("min_mask_region_area", min_mask_region_area, NonNegativeFloat)
         self.predictor = Predictor(model)
         self.points_per_side = points_per_side
         self.points_per_batch = points_per_batch

@@ -9,7 +9,7 @@ import numpy as np
 from absl import logging
 
 from samclip_jax import checkpoint, models
-from samclip_jax.config import DTYPES, one_of
+from samclip_jax.config import Dtype
 from samclip_jax.data import transforms
 from samclip_jax.errors import UserError, os_errors
 from samclip_jax.inference.frames import to_frame
@@ -21,6 +21,7 @@ from samclip_jax.models.samclip import unit
 from samclip_jax.ops.resize import resize_images
 from samclip_jax.paths import any_path, is_remote
 from samclip_jax.tokenizer import Tokenizer
+from samclip_jax.validation import check
 
 WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 TEXT_BATCH = 256  # texts in one call of the text tower, at most
@@ -38,7 +39,7 @@ def load(path, dtype=jnp.float32):
         name = jnp.dtype(dtype).name
     except TypeError:
         name = dtype
-    one_of("dtype", name, DTYPES)
+    check("dtype", name, Dtype)
     config, params, tokenizer = _read(path)
     if tokenizer is not None:
         tokenizer = Tokenizer(tokenizer, config.text.context_length)

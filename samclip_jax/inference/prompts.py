@@ -95,15 +95,15 @@ def numbers(name, value, axes, meaning, remedies=None):
     UserError names the argument.
     """
     array = _real(name, value, meaning)
-    if axes and axes[0] == "...":
+    if axes[0] == "...":
         axes = ("N",) * (array.ndim - len(axes) + 1) + axes[1:]
-    if array.shape == (0,) and axes and isinstance(axes[0], str):
+    if array.shape == (0,) and isinstance(axes[0], str):
         array = np.zeros([0 if isinstance(axis, str) else axis for axis in axes])
     if array.ndim != len(axes) or any(
         axis != length and not isinstance(axis, str)
         for axis, length in zip(axes, array.shape, strict=True)
     ):
-        wanted = f"[{', '.join(map(str, axes))}], {meaning}" if axes else meaning
+        wanted = f"[{', '.join(map(str, axes))}], {meaning}"
         remedy = (remedies or {}).get(array.ndim, "")
         raise UserError(f"{name} must be {wanted}; got {list(array.shape)}{remedy}")
     with np.errstate(over="ignore"):
@@ -111,15 +111,6 @@ def numbers(name, value, axes, meaning, remedies=None):
     if not finite.all():
         raise UserError(f"{name} must be finite, {meaning}; got {array[~finite][0]}")
     return array
-
-
-def at_least(name, value, least=-np.inf, whole=False):
-    """UserError unless the value is a finite number, whole if need be, and not under `least`."""
-    wanted = "a whole number" if whole else "a number"
-    wanted += "" if least == -np.inf else f" from {least} on"
-    number = numbers(name, value, (), wanted)
-    if number < least or (whole and not jnp.issubdtype(number.dtype, jnp.integer)):
-        raise UserError(f"{name} must be {wanted}; got {value}")
 
 
 def _real(name, value, meaning):

@@ -7,29 +7,24 @@ import numpy as np
 from scipy import ndimage, special
 
 from samclip_jax.inference import frames
-from samclip_jax.inference.prompts import at_least
 from samclip_jax.models.prompt_encoder import ABSENT, FOREGROUND, NOT_A_POINT
+from samclip_jax.validation import NonNegativeFloat, NonNegativeInt, Share, Validated
 
 CELLS = 4  # of the decoder's masks along one side of a patch
 
 
 @dataclasses.dataclass(frozen=True)
-class Refinement:
+class Refinement(Validated):
     """How the CLIP head's map becomes prompts. The defaults are the paper's form (4.4, appendix C)
     where it says one; it does not say how cosines become SAM's logits."""
 
-    points: int = 3  # a prompt, at most; the paper: 1 to 3
-    threshold: float = 0.5  # points are drawn where the class is surer than this (paper, VOC)
-    scale: float = 100.0  # of the cosines, before their softmax over the classes; CLIP's own
-    limit: float = 10.0  # of the log odds that are the mask prompt; SAM's logits reach about that
+    points: NonNegativeInt = 3  # a prompt, at most; the paper: 1 to 3
+    threshold: Share = 0.5  # points are drawn where the class is surer than this (paper, VOC)
+    scale: NonNegativeFloat = 100.0  # of the cosines, before their softmax; CLIP's own
+    limit: NonNegativeFloat = 10.0  # of the log odds of the mask prompt; SAM's logits reach that
     components: bool = False  # a prompt for every connected part of a class; the paper: a class
-    min_area: float = 0.0  # of a prompted part, as a share of the photograph
-    clip_weight: float = 0.0  # of the log odds added to the decoder's logits; the paper: 0
-
-    def __post_init__(self):
-        at_least("points", self.points, 0, whole=True)
-        for name in ("threshold", "scale", "limit", "min_area", "clip_weight"):
-            at_least(name, getattr(self, name), 0)
+    min_area: Share = 0.0  # of a prompted part, as a share of the photograph
+    clip_weight: NonNegativeFloat = 0.0  # of the log odds in the decoder's logits; the paper: 0
 
 
 class Prompt(NamedTuple):

@@ -2,10 +2,13 @@
 
 import dataclasses
 from dataclasses import dataclass, field
+from typing import Literal
 
 from samclip_jax.config import build
 from samclip_jax.errors import UserError
+from samclip_jax.validation import PositiveFloat, PositiveInt, Validated
 
+Activation = Literal["gelu", "quick_gelu"]
 IMAGENET_MEAN = (123.675, 116.28, 103.53)
 IMAGENET_STD = (58.395, 57.12, 57.375)
 OPENAI_MEAN = (122.7709383, 116.7460125, 104.09373615)
@@ -13,26 +16,27 @@ OPENAI_STD = (68.5005327, 66.6321579, 70.3231630)
 
 
 @dataclass(frozen=True)
-class ImageEncoderConfig:
+class ImageEncoderConfig(Validated):
     """ViT-Det encoder of SAM (segment_anything.modeling.ImageEncoderViT); defaults: ViT-B.
 
     The layers are `groups` runs of (depth / groups - 1) windowed blocks and one global block.
     `image_size` is the square size, in px, of the positional tables; other inputs resize them.
     """
 
-    width: int = 768
-    depth: int = 12
-    heads: int = 12
-    groups: int = 4
-    patch: int = 16
-    image_size: int = 1024
-    window: int = 14
-    mlp_width: int = 3072
-    out_channels: int = 256
+    width: PositiveInt = 768
+    depth: PositiveInt = 12
+    heads: PositiveInt = 12
+    groups: PositiveInt = 4
+    patch: PositiveInt = 16
+    image_size: PositiveInt = 1024
+    window: PositiveInt = 14
+    mlp_width: PositiveInt = 3072
+    out_channels: PositiveInt = 256
     mean: tuple[float, float, float] = IMAGENET_MEAN  # of uint8 values, 0 to 255
-    std: tuple[float, float, float] = IMAGENET_STD
+    std: tuple[PositiveFloat, PositiveFloat, PositiveFloat] = IMAGENET_STD
 
     def __post_init__(self):
+        super().__post_init__()
         divides = (self.depth, self.groups), (self.width, self.heads), (self.image_size, self.patch)
         if any(a % b for a, b in divides) or self.depth < 2 * self.groups:
             raise UserError(
@@ -42,72 +46,72 @@ class ImageEncoderConfig:
 
 
 @dataclass(frozen=True)
-class MaskDecoderConfig:
+class MaskDecoderConfig(Validated):
     """Two-way transformer and heads (segment_anything.modeling.MaskDecoder); SAM has one size."""
 
-    depth: int = 2
-    heads: int = 8
-    mlp_width: int = 2048
-    multimask_outputs: int = 3
-    iou_depth: int = 3
-    iou_width: int = 256
-    mask_channels: int = 16  # of the prompt encoder's mask embedding
+    depth: PositiveInt = 2
+    heads: PositiveInt = 8
+    mlp_width: PositiveInt = 2048
+    multimask_outputs: PositiveInt = 3
+    iou_depth: PositiveInt = 3
+    iou_width: PositiveInt = 256
+    mask_channels: PositiveInt = 16  # of the prompt encoder's mask embedding
 
 
 @dataclass(frozen=True)
-class SamConfig:
+class SamConfig(Validated):
     encoder: ImageEncoderConfig = field(default_factory=ImageEncoderConfig)
     mask_decoder: MaskDecoderConfig = field(default_factory=MaskDecoderConfig)
 
 
 @dataclass(frozen=True)
-class ClipVisionConfig:
+class ClipVisionConfig(Validated):
     """CLIP image tower; defaults: ViT-L/14 of OpenCLIP. `embed_dim` None: no projection."""
 
-    width: int = 1024
-    depth: int = 24
-    heads: int = 16
-    mlp_width: int = 4096
-    patch: int = 14
-    image_size: int = 224
-    embed_dim: int | None = 768
-    activation: str = "gelu"  # or quick_gelu, as OpenAI trained
+    width: PositiveInt = 1024
+    depth: PositiveInt = 24
+    heads: PositiveInt = 16
+    mlp_width: PositiveInt = 4096
+    patch: PositiveInt = 14
+    image_size: PositiveInt = 224
+    embed_dim: PositiveInt | None = 768
+    activation: Activation = "gelu"  # quick_gelu is what OpenAI trained with
     mean: tuple[float, float, float] = OPENAI_MEAN  # of uint8 values, 0 to 255
-    std: tuple[float, float, float] = OPENAI_STD
+    std: tuple[PositiveFloat, PositiveFloat, PositiveFloat] = OPENAI_STD
 
 
 @dataclass(frozen=True)
-class ClipTextConfig:
+class ClipTextConfig(Validated):
     """CLIP text tower; defaults: the one that goes with ViT-L/14."""
 
-    width: int = 768
-    depth: int = 12
-    heads: int = 12
-    mlp_width: int = 3072
-    context_length: int = 77
-    vocab_size: int = 49408
-    embed_dim: int | None = 768
-    activation: str = "gelu"
+    width: PositiveInt = 768
+    depth: PositiveInt = 12
+    heads: PositiveInt = 12
+    mlp_width: PositiveInt = 3072
+    context_length: PositiveInt = 77
+    vocab_size: PositiveInt = 49408
+    embed_dim: PositiveInt | None = 768
+    activation: Activation = "gelu"
 
 
 @dataclass(frozen=True)
-class ClipConfig:
+class ClipConfig(Validated):
     vision: ClipVisionConfig = field(default_factory=ClipVisionConfig)
     text: ClipTextConfig = field(default_factory=ClipTextConfig)
 
 
 @dataclass(frozen=True)
-class ClipHeadConfig:
+class ClipHeadConfig(Validated):
     """The CLIP head (SAM-CLIP appendix A). Its blocks have the encoder's width, heads and MLP."""
 
-    depth: int = 3
-    mlp_hidden: int = 768  # two hidden layers; 768 gives the paper's "about 25 %" (appendix E)
-    embed_dim: int = 768  # of the text tower
-    pooling: str = "max"  # or mean; max was better (appendix A)
+    depth: PositiveInt = 3
+    mlp_hidden: PositiveInt = 768  # two hidden layers; so large the paper's "about 25 %" (E)
+    embed_dim: PositiveInt = 768  # of the text tower
+    pooling: Literal["max", "mean"] = "max"  # max was better (appendix A)
 
 
 @dataclass(frozen=True)
-class SamClipConfig:
+class SamClipConfig(Validated):
     sam: SamConfig = field(default_factory=SamConfig)
     clip_head: ClipHeadConfig = field(default_factory=ClipHeadConfig)
     text: ClipTextConfig = field(default_factory=ClipTextConfig)
@@ -127,7 +131,8 @@ def to_dict(config) -> dict:
 
 
 def from_dict(values: dict):
-    """The config that `to_dict` wrote. UserError on an unknown kind or key."""
+    """The config that `to_dict` wrote. UserError on an unknown kind or key, and on a value that
+    no model has."""
     values = dict(values)
     kind = values.pop("kind", None)
     if kind not in KINDS:
