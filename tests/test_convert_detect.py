@@ -1,6 +1,7 @@
 """detect.py: kind and size from shapes, the rest from the files beside the weights."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -187,6 +188,50 @@ def test_what_is_assumed_is_said_and_can_be_overruled(tmp_path):
     config, _, _, source = import_weights(weights)
     assert config.vision.activation == "gelu"
     assert [line.split()[0] for line in source["assumed"]] == ["gelu", "gelu", "mean", "std"]
+
+
+@pytest.mark.parametrize(
+    "view, ours",
+    [
+        ({"resize_mode": "squash"}, "resize_mode 'shortest'"),
+        ({"resize_mode": "longest"}, "resize_mode 'shortest'"),
+        ({"interpolation": "bilinear"}, "interpolation 'bicubic'"),
+        ({"resize_mode": "shortest", "interpolation": "bicubic"}, None),
+    ],
+)
+def test_another_view_of_open_clip_is_reported(view, ours, tmp_path):
+    clip_folder = save_clip(tmp_path / "clip")
+    described = json.loads((clip_folder / "open_clip_config.json").read_text())
+    described["preprocess_cfg"] |= view
+    (clip_folder / "open_clip_config.json").write_text(json.dumps(described))
+    *_, source = import_weights(clip_folder)
+    (theirs, *_) = view.values()
+    said = f"{ours}, though a file beside the weights has {theirs!r}"
+    assert source["assumed"] == ([said] if ours else [])
+
+
+@pytest.mark.parametrize(
+    "processor, reported",
+    [
+        ({"do_center_crop": False}, ["do_center_crop True, though a file .* has False"]),
+        ({"resample": 2}, ["resample 3, though a file .* has 2"]),
+        ({"do_resize": False}, ["do_resize True, though a file .* has False"]),
+        ({"do_center_crop": True, "resample": 3, "do_normalize": True}, []),
+    ],
+)
+def test_another_view_of_hugging_face_is_reported(processor, reported, tmp_path, monkeypatch):
+    beside = CLIP_MODEL_JSON["preprocessor_config.json"] | processor
+    monkeypatch.setitem(CLIP_MODEL_JSON, "preprocessor_config.json", beside)
+    _, assumed = detected_clip_model(CLIP_MODEL_JSON["config.json"], tmp_path)
+    assert len(assumed) == len(reported)
+    assert all(map(re.match, reported, assumed))
+
+
+def test_pixels_that_are_not_normalised_are_in_0_to_1(tmp_path, monkeypatch):
+    beside = CLIP_MODEL_JSON["preprocessor_config.json"] | {"do_normalize": False}
+    monkeypatch.setitem(CLIP_MODEL_JSON, "preprocessor_config.json", beside)
+    config, assumed = detected_clip_model(CLIP_MODEL_JSON["config.json"], tmp_path)
+    assert (config.vision.mean, config.vision.std, assumed) == ((0.0,) * 3, (255.0,) * 3, [])
 
 
 @pytest.mark.parametrize(

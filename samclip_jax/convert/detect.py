@@ -34,6 +34,11 @@ OPEN_CLIP_FIELDS = {
     "eos_id",
 }
 OPEN_CLIP_DEFAULTS = (None, False, {}, "tok", "argmax", "learnable", "linear", "default")
+# How a photograph is brought to the model's size here, in the words of those files; a file that
+# says otherwise is reported.
+OPEN_CLIP_VIEW = {"resize_mode": ["shortest"], "interpolation": ["bicubic", "random"]}
+CLIP_VIEW = {"do_resize": [True], "resample": [3], "do_center_crop": [True]}
+SAM_VIEW = {"do_resize": [True], "resample": [2]}
 ASSUMED = {  # how a value is reported that no file tells
     "decoder_heads": "{} heads in the mask decoder",
     "vision_heads": "{} heads in the image tower",
@@ -62,7 +67,9 @@ class Shapes(dict):
 
 
 def detect(layout, shapes, path, quick_gelu=None):
-    """(config, [what had to be assumed]) of the model in a weight file.
+    """(config, [what is assumed]) of the model in a weight file.
+
+    Assumed is what no file tells, and what is done here in another way than a file says.
 
     layout: its Layout. shapes: {our name, one layer at a time: shape in the layout}. quick_gelu:
     CLIP's activation, where it is not as the files beside `path` say.
@@ -100,7 +107,10 @@ def sam_config(shapes, folder):
     if shapes.layout is SAM_MODEL:
         described = _hugging_face(folder, "sam")
         heads = _part(described, "mask_decoder_config").get("num_attention_heads")
-        values, assumed = _completed({"decoder_heads": heads, **_image_processor(folder)}, values)
+        processor = _image_processor(folder)
+        told = {"decoder_heads": heads, **_statistics(processor, "image_")}
+        values, assumed = _completed(told, values)
+        assumed += _other_views(processor, SAM_VIEW)
     depth = shapes.layers("encoder/blocks/")
     width, _, _, patch = shapes["encoder/patch_embed/kernel"]
     tables = [shapes[f"encoder/blocks/{i}/rel_pos_h"] for i in range(depth)]
@@ -155,11 +165,12 @@ def clip_config(shapes, folder, quick_gelu=None):
         "std": OPENAI_STD,
     }
     described = _clip_model if shapes.layout is CLIP_MODEL else _open_clip
-    values, defaults = described(folder, width)
+    values, defaults, others = described(folder, width)
     if quick_gelu is not None:
         activation = "quick_gelu" if quick_gelu else "gelu"
         values |= {"vision_activation": activation, "text_activation": activation}
     values, assumed = _completed(values, published | defaults)
+    assumed += others
     towers = (values["vision_heads"], width), (values["text_heads"], text_width)
     for heads, total in towers:
         if not heads or total % heads:
@@ -206,12 +217,13 @@ def _completed(values, defaults):
 
 
 def _open_clip(folder, width):
-    """(values that open_clip_config.json tells, OpenCLIP's defaults of those it leaves out)."""
+    """(values that open_clip_config.json tells, OpenCLIP's defaults of those it leaves out, how
+    another view of a photograph is reported)."""
     path = folder / "open_clip_config.json"
     if not path.is_file():
-        return {}, {}
+        return {}, {}, []
     config = read_json(path)
-    model = config["model_cfg"]
+    model, view = config["model_cfg"], config.get("preprocess_cfg") or {}
     for tower, fields in OPEN_CLIP_FIELDS.items():
         for field, value in model[tower].items():
             if field not in fields.split() and value not in OPEN_CLIP_DEFAULTS:
@@ -227,17 +239,20 @@ def _open_clip(folder, width):
         "text_heads": text.get("heads"),
         "vision_activation": activation,
         "text_activation": activation,
-        **_statistics(config.get("preprocess_cfg") or {}),
+        **_statistics(view),
     }
     defaults = {"vision_heads": width // 64, "text_heads": 8}
-    return values, defaults | {"vision_activation": "gelu", "text_activation": "gelu"}
+    defaults |= {"vision_activation": "gelu", "text_activation": "gelu"}
+    return values, defaults, _other_views(view, OPEN_CLIP_VIEW)
 
 
 def _clip_model(folder, width):
-    """(values that Hugging Face's files tell, transformers' defaults of those they leave out)."""
-    config, values = _hugging_face(folder, "clip"), _image_processor(folder)
+    """(values that Hugging Face's files tell, transformers' defaults of those they leave out, how
+    another view of a photograph is reported)."""
+    config, processor = _hugging_face(folder, "clip"), _image_processor(folder)
+    values, others = _statistics(processor, "image_"), _other_views(processor, CLIP_VIEW)
     if not config:
-        return values, {}
+        return values, {}, others
     for tower in ("vision", "text"):
         described = config.get(f"{tower}_config_dict")  # of old files: where it is, it counts alone
         if described is None:
@@ -249,7 +264,7 @@ def _clip_model(folder, width):
             raise UserError(f"{folder}/config.json: layer_norm_eps must be 1e-5, as CLIP has it.")
         values[f"{tower}_activation"] = activation
         values[f"{tower}_heads"] = described.get("num_attention_heads")
-    return values, {"vision_heads": 12, "text_heads": 8}
+    return values, {"vision_heads": 12, "text_heads": 8}, others
 
 
 def _part(config, name):
@@ -268,11 +283,22 @@ def _hugging_face(folder, model_type):
 
 def _image_processor(folder):
     config = _json(folder / "processor_config.json").get("image_processor", {})
-    return _statistics(config | _json(folder / "preprocessor_config.json"), "image_")
+    return config | _json(folder / "preprocessor_config.json")
+
+
+def _other_views(config, view):
+    """How values of the file are reported that ask for another view of a photograph."""
+    return [
+        f"{name} {ours[0]!r}, though a file beside the weights has {config[name]!r}"
+        for name, ours in view.items()
+        if config.get(name) is not None and config[name] not in ours
+    ]
 
 
 def _statistics(config, prefix=""):
     """Mean and std, published for pixels in [0, 1]; ours are for 0 to 255."""
+    if config.get("do_normalize") is False:
+        return {"mean": (0.0,) * 3, "std": (255.0,) * 3}
     published = {name: config.get(prefix + name) for name in ("mean", "std")}
     for name, values in published.items():
         if values and (len(values) != 3 or (name == "std" and not min(values) > 0)):

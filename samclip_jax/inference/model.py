@@ -61,7 +61,7 @@ def _read(path):
 
     config, params, tokenizer, source = import_weights(local)
     for value in source["assumed"]:
-        logging.warning("%s: no file tells it, assumed: %s", path, value)
+        logging.warning("%s: assumed: %s", path, value)
     return config, {k: v.astype(np.float32, copy=False) for k, v in params.items()}, tokenizer
 
 
