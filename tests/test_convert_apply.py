@@ -106,6 +106,18 @@ def test_integers_are_no_weights(tmp_path):
         import_weights(tmp_path)
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("key", ["image_encoder.blocks.1.attn.qkv.weight", "no_mask_embed.weight"])
+def test_values_that_are_not_finite_are_refused(key, value, tmp_path):
+    sam_file = save_sam(tmp_path / "sam.pth")
+    tensors = {k: np.array(x) for k, x in released(rules.SEGMENT_ANYTHING, SAM).items()}
+    (key,) = [each for each in tensors if each.endswith(key)]
+    tensors[key].flat[-1] = value
+    export.write_torch(sam_file, tensors)
+    with pytest.raises(UserError, match=f"{key} in .*sam.pth has values that are not finite"):
+        import_weights(sam_file)
+
+
 def test_a_model_of_another_kind_is_named(tmp_path):
     sam_file = save_sam(tmp_path / "sam.pth")
     export.write_torch(tmp_path / "resnet.pth", {"fc.weight": np.zeros((2, 2), np.float32)})

@@ -48,6 +48,11 @@ def import_weights(source, quick_gelu=None, tokenizer=None):
     views = layout.views(params)
     for key, parts in tqdm(views.items(), desc="reading", unit=" tensors", delay=5, mininterval=1):
         _fill(parts, tensors[key].read())
+        if not all(np.isfinite(part).all() for part in parts):
+            raise UserError(
+                f"{key} in {source} has values that are not finite: download the weights again, or "
+                "take an earlier checkpoint of their training."
+            )
     name, digest = local_path(source).resolve().name, readers.sha256(files)
     return config, params, text, {"name": name, "sha256": digest, "assumed": assumed}
 
