@@ -183,6 +183,14 @@ def test_a_model_and_another_one_wrapped_in_one_file_are_two(tmp_path):
         readers.read(tmp_path / "file")
 
 
+def test_a_model_twice_in_one_file_is_one(save, tmp_path):
+    array = np.ones(2, np.float32)
+    save(tmp_path / "file", {"a": whole(array), "module.a": whole(array.copy())})
+    read = values(tmp_path / "file")
+    assert list(read) == ["a"]
+    np.testing.assert_array_equal(read["a"], array)
+
+
 def test_modules_of_a_torchscript_archive_are_state_alone(save, tmp_path, monkeypatch):
     """OpenAI's CLIP files pickle objects of classes whose code is in the file: it stays there."""
     module = types.ModuleType("__torch__")

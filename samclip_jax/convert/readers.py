@@ -282,13 +282,14 @@ def _state_dict(path, content):
 
 
 def _without_wrappers(path, tensors):
-    """The same tensors by the model's own keys."""
+    """The same tensors by the model's own keys; UserError where one key has two tensors."""
     unwrapped = {}
     for key, tensor in tensors.items():
         parts = [part for part in key.split(".") if part not in WRAPPERS]
         while parts[:1] == [ATTRIBUTE]:
             del parts[0]
-        if (name := ".".join(parts) or key) in unwrapped:
+        name = ".".join(parts) or key
+        if name in unwrapped and not np.array_equal(unwrapped[name].read(), tensor.read()):
             raise UserError(f"{path} holds two models: {key} is a second tensor {name}.")
         unwrapped[name] = tensor
     return unwrapped
