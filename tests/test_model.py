@@ -123,3 +123,37 @@ def test_texts_come_from_any_list_and_templates_may_be_functions(tiny_clip):
 def test_mistakes_are_one_sentence(tiny_clip, question, sentence):
     with pytest.raises(UserError, match=sentence):
         question(tiny_clip)
+
+
+# Passes of the encoder
+
+FRAMES, SIZES = np.zeros((2, 64, 64, 3), np.uint8), [[64, 48], [0, 0]]
+TOKENS, EMBEDDING = np.zeros((1, 8, 8, 32)), np.zeros((1, 8, 8, 16))
+
+
+@pytest.mark.parametrize(
+    "question, sentence",
+    [
+        (
+            lambda m: m.encode_frames(FRAMES[:, :32], SIZES),
+            r"frames must be \[B, 64, 64, 3\], made",
+        ),
+        (lambda m: m.encode_frames(FRAMES[0], SIZES), "frames: need uint8"),
+        (lambda m: m.encode_frames(FRAMES, SIZES[:1]), r"sizes must be \[2, 2\], height and width"),
+        (lambda m: m.encode_frames(FRAMES, [[64, 65]] * 2), "sizes must be whole px .* got 65"),
+        (lambda m: m.encode_frames(FRAMES, [[64, -1]] * 2), "sizes must be whole px .* got -1"),
+        (lambda m: m.encode_frames(FRAMES, [[9.5, 1]] * 2), "sizes must be whole px .* got 9.5"),
+        (lambda m: m.encode_frames(FRAMES, None), "sizes must be real numbers"),
+        (lambda m: m.head(TOKENS[0]), r"tokens must be \[B, h, w, 32\], of an encoder pass"),
+        (lambda m: m.head(TOKENS, (0, 9)), "size must be whole px of the frame, 1 to 64"),
+        (lambda m: m.predict_masks(EMBEDDING[0], [0], [[[1, 2]]], [[1]]), "embedding must be"),
+        (lambda m: m.predict_masks(None, [0], [[[1, 2]]], [[1]]), r"embedding must be .* got \[\]"),
+    ],
+)
+def test_what_no_encoder_pass_takes_or_gives_is_one_sentence(tiny_samclip, question, sentence):
+    with pytest.raises(UserError, match=sentence):
+        question(tiny_samclip)
+
+
+def test_a_frame_may_be_empty(tiny_samclip):
+    assert tiny_samclip.encode_frames(FRAMES, SIZES).tokens.shape[:3] == (2, 8, 8)

@@ -297,6 +297,7 @@ def test_a_sam_has_no_text_and_a_clip_no_masks(tiny_sam, tiny_clip, photograph):
         (lambda p: p.postprocess_masks(np.zeros((3, 8, 8))), "low_res_masks must be"),
         (lambda p: sc.Predictor(p.model).postprocess_masks(np.zeros((3, 8, 8))), "set_image"),
         (lambda p: p.segment(NAMES, refine="yes"), "refine must be True, False"),
+        (lambda p: p.segment(NAMES, seed=-1), "seed must be a whole number of at least 0, got -1"),
         (lambda p: p.segment(NAMES, templates=["a photo"]), "no {} for the name"),
         (lambda p: p.classify("cat"), "a list of class names"),
         (lambda p: p.classify(["cat"], "opena1"), "no templates"),

@@ -3,6 +3,7 @@
 import numpy as np
 
 from samclip_jax.errors import UserError
+from samclip_jax.inference.prompts import numbers, require_axes, require_values
 
 PHOTOGRAPH, BATCH = ("H", "W", "3"), ("B", "H", "W", "3")
 
@@ -23,6 +24,24 @@ def checked(name, image, axes):
         remedies = "; ".join(["", *_remedies(array, axes)])
         raise UserError(f"{wanted}; got {array.dtype} {list(array.shape)}{remedies}")
     return array
+
+
+def checked_frames(frames, sizes, side):
+    """uint8 [B, side, side, 3] and int32 [B, 2], height and width of the photograph in each frame.
+
+    UserError names the argument. A size of 0 is a frame without a photograph.
+    """
+    frames = checked("frames", frames, BATCH)
+    require_axes("frames", frames, ("B", side, side, 3), "made by inference.frames.to_frame")
+    return frames, checked_sizes("sizes", sizes, (len(frames), 2), range(side + 1))
+
+
+def checked_sizes(name, sizes, axes, known):  # -> int32 of these axes
+    """Heights and widths of photographs in a frame, of a range of px; UserError names the
+    argument."""
+    sizes = numbers(name, sizes, axes, "height and width, px of the frame")
+    require_values(name, sizes, known, f"whole px of the frame, {known[0]} to {known[-1]}")
+    return sizes.astype(np.int32)
 
 
 def _remedies(array, axes):

@@ -13,8 +13,8 @@ from samclip_jax.config import Dtype
 from samclip_jax.data import transforms
 from samclip_jax.errors import UserError, os_errors
 from samclip_jax.inference.frames import to_frame
-from samclip_jax.inference.images import BATCH, checked
-from samclip_jax.inference.prompts import decoder_arguments
+from samclip_jax.inference.images import BATCH, checked, checked_frames, checked_sizes
+from samclip_jax.inference.prompts import decoder_arguments, require_axes
 from samclip_jax.inference.texts import PHOTO, class_names, class_texts, text_list
 from samclip_jax.models.config import kind_of
 from samclip_jax.models.samclip import unit
@@ -184,19 +184,24 @@ class Model:
     # Masks
 
     def encode_frames(self, frames, sizes):  # uint8 [B, S, S, 3], int [B, 2] -> EncoderOutput
-        """One encoder pass; `sizes` (height, width) of the photograph at each frame's top left."""
+        """One encoder pass; `sizes` (height, width) of the photograph at each frame's top left.
+
+        S is the encoder's image_size. UserError names an argument that cannot be used.
+        """
         self.require("sam", "samclip", what="a mask")
-        frames = checked("frames", frames, BATCH)
-        return self.run(_encode_frames, frames, np.asarray(sizes, np.int32), dtype=self.dtype)
+        frames, sizes = checked_frames(frames, sizes, self.encoder.image_size)
+        return self.run(_encode_frames, frames, sizes, dtype=self.dtype)
 
     def head(self, tokens, size=None):  # [B, h, w, C] -> float32 [B, D], [B, rows, columns, D]
         """The CLIP head on an encoder pass: unit embeddings of each image and of its patches.
 
         size: (height, width) px of the photographs at the frames' top left, all of the frame if
-        None; the head does not see the padding.
+        None; the head does not see the padding. UserError names an argument that cannot be used.
         """
         self.require("samclip", what="the CLIP head")
+        require_axes("tokens", tokens, ("B", "h", "w", self.encoder.width), "of an encoder pass")
         if size is not None:
+            size = checked_sizes("size", size, (2,), range(1, self.encoder.image_size + 1))
             rows, columns = (-(-side // self.encoder.patch) for side in size)
             tokens = tokens[:, :rows, :columns]
         return jax.tree.map(np.asarray, self.run(_head, tokens))
@@ -210,6 +215,8 @@ class Model:
         answers for an ambiguous prompt, else 1. UserError names an argument that cannot be used.
         """
         self.require("sam", "samclip", what="a mask")
+        channels = self.encoder.out_channels
+        require_axes("embedding", embedding, ("B", "h", "w", channels), "of an encoder pass")
         prompts = decoder_arguments(index, points, labels, masks, embedding)
         height, width = (4 * side for side in embedding.shape[1:3])
         answers = 3 if multimask else 1

@@ -10,6 +10,7 @@ from samclip_jax.inference.images import PHOTOGRAPH, checked
 from samclip_jax.inference.prompts import decoder_prompts, numbers
 from samclip_jax.inference.refine import Refinement, refined_labels
 from samclip_jax.inference.texts import PHOTO
+from samclip_jax.validation import NonNegativeInt, check
 
 
 class Predictor:
@@ -156,11 +157,12 @@ class Predictor:
         """For every pixel the index of the name that fits best.
 
         From the CLIP head alone or, with refine=True or a Refinement, from both heads (paper 4.5);
-        `seed` is for the points that are then drawn.
+        `seed`, 0 or more, is for the points that are then drawn.
         """
         self.model.require("clip", "samclip", what="segment")
         if not isinstance(refine, bool | Refinement):
             raise UserError(f"refine must be True, False or a Refinement, got {refine!r}")
+        check("seed", seed, NonNegativeInt)
         if refine:
             self._require_masks()
         _, dense, extent, size = self._embeddings()

@@ -72,11 +72,11 @@ def decoder_arguments(index, points, labels, masks, embedding):
     """
     images, h, w = embedding.shape[:3]
     index = numbers("index", index, ("K",), "the image of each prompt")
-    _check_values("index", index, range(images), f"0 to {images - 1}, an image of the embedding")
+    require_values("index", index, range(images), f"0 to {images - 1}, an image of the embedding")
     points = numbers("points", points, ("K", "N", 2), "x and y of each point, px of the frame")
     labels = numbers("labels", labels, ("K", "N"), "a label for each point")
     known = range(ABSENT, BOX_BOTTOM_RIGHT + 1)
-    _check_values("labels", labels, known, f"{known[0]} to {known[-1]} (models/prompt_encoder.py)")
+    require_values("labels", labels, known, f"{known[0]} to {known[-1]} (models/prompt_encoder.py)")
     arrays = [index.astype(np.int32), points.astype(np.float32), labels.astype(np.int32)]
     if masks is not None:
         masks = numbers("masks", masks, ("K", 4 * h, 4 * w), "logits")
@@ -99,18 +99,31 @@ def numbers(name, value, axes, meaning, remedies=None):
         axes = ("N",) * (array.ndim - len(axes) + 1) + axes[1:]
     if array.shape == (0,) and isinstance(axes[0], str):
         array = np.zeros([0 if isinstance(axis, str) else axis for axis in axes])
-    if array.ndim != len(axes) or any(
-        axis != length and not isinstance(axis, str)
-        for axis, length in zip(axes, array.shape, strict=True)
-    ):
-        wanted = f"[{', '.join(map(str, axes))}], {meaning}"
-        remedy = (remedies or {}).get(array.ndim, "")
-        raise UserError(f"{name} must be {wanted}; got {list(array.shape)}{remedy}")
+    require_axes(name, array, axes, meaning, remedies)
     with np.errstate(over="ignore"):
         finite = np.isfinite(array.astype(np.float32))
     if not finite.all():
         raise UserError(f"{name} must be finite, {meaning}; got {array[~finite][0]}")
     return array
+
+
+def require_axes(name, array, axes, meaning, remedies=None):
+    """UserError that names the argument unless its array has these axes; see `numbers`."""
+    shape = np.shape(array)
+    if len(shape) != len(axes) or any(
+        axis != length and not isinstance(axis, str)
+        for axis, length in zip(axes, shape, strict=True)
+    ):
+        wanted = f"[{', '.join(map(str, axes))}], {meaning}"
+        remedy = (remedies or {}).get(len(shape), "")
+        raise UserError(f"{name} must be {wanted}; got {list(shape)}{remedy}")
+
+
+def require_values(name, array, known, wanted):
+    """UserError that names the argument and `wanted` unless all of its values are known ones."""
+    unknown = array[~np.isin(array, known)]
+    if unknown.size:
+        raise UserError(f"{name} must be {wanted}; got {unknown[0]}")
 
 
 def _real(name, value, meaning):
@@ -151,16 +164,10 @@ def _points(coords, labels, size):  # -> float [K, N, 2], int32 [K, N]
             f"points need [x, y] and a label each; got {coords.shape[1]} point_coords and "
             f"{labels.shape[1]} point_labels"
         )
-    _check_values("point_labels", labels, (NOT_A_POINT, BACKGROUND, FOREGROUND), LABELS)
+    require_values("point_labels", labels, (NOT_A_POINT, BACKGROUND, FOREGROUND), LABELS)
     coords = coords.astype(float)
     _check_near("point_coords", coords[labels != NOT_A_POINT], size)
     return coords, labels.astype(np.int32)
-
-
-def _check_values(name, array, known, wanted):
-    unknown = array[~np.isin(array, known)]
-    if unknown.size:
-        raise UserError(f"{name} must be {wanted}; got {unknown[0]}")
 
 
 def _check_near(name, coords, size):  # [..., 2]
