@@ -17,14 +17,16 @@ from samclip_jax.errors import UserError, os_errors
 SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/")  # two letters or more: C:/ is a drive
 
 
-def any_path(text):  # str or path -> epath.Path
+def any_path(text):  # str, path, or a folder's number as a flag reads it -> epath.Path
     """A local path, absolute and with ~ as the home directory, or one of a bucket.
 
-    UserError where it is empty, of an unknown user or of another kind, such as s3://.
+    UserError where it is none or empty, of an unknown user or of another kind, such as s3://.
     """
+    if not isinstance(text, (str, os.PathLike, int, float)) or isinstance(text, bool):
+        raise UserError(f"a path must be a text or a pathlib.Path, got {text!r}")
     text = os.fspath(text) if isinstance(text, os.PathLike) else str(text)
     if not text:
-        raise UserError("no path is set; give the path where the data lie.")
+        raise UserError("no path is set; give that of a file or a folder.")
     if "\0" in text:
         raise UserError(f"{text!r} is no path; give one without a null character.")
     if scheme := SCHEME.match(text):

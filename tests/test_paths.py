@@ -51,7 +51,10 @@ def test_a_bucket_keeps_its_two_slashes(gcsfs):
 @pytest.mark.parametrize(
     "text, sentence",
     [
-        ("", "no path is set"),
+        ("", "no path is set; give that of a file or a folder"),
+        (None, "must be a text or a pathlib.Path, got None"),
+        (b"x", "must be a text or a pathlib.Path, got b'x'"),
+        (True, "must be a text or a pathlib.Path, got True"),
         ("a\0b", "null character"),
         ("~nobody-of-this-name/x", "no user's home"),
         ("s3://bucket/x", "s3: is not read here"),
