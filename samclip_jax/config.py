@@ -1,5 +1,7 @@
 """From `--config=FILE --config.key=value` to frozen dataclasses; an unknown key is an error."""
 
+import ast
+import contextlib
 import dataclasses
 import difflib
 import os
@@ -154,7 +156,7 @@ def run(main, example):
         except flags.Error as error:
             raise UserError(_one_line(error)) from error
         except (OSError, SyntaxError, UnicodeError) as error:
-            raise UserError(f"--config: {_one_line(error)}") from error
+            raise UserError(_not_read(error, example)) from error
         except (AttributeError, KeyError) as error:
             raise UserError(f"--config has no such key: {_one_line(error)}") from error
         if len(rest) > 1:
@@ -163,7 +165,7 @@ def run(main, example):
             raise UserError(f"set --config to an experiment, --config={example} say")
         if not isinstance(flag.value, ConfigDict):
             reason = getattr(flag.value, "_error", "get_config() must return a ConfigDict")
-            raise UserError(f"--config: {_one_line(reason)}")
+            raise UserError(_not_read(reason, example))
         return rest
 
     def quiet_main(argv):
@@ -179,5 +181,14 @@ def _expanded(path):  # a match -> str
     return os.path.expanduser(path[0])
 
 
+def _not_read(error, example):
+    if absent := re.search(r"Attempted \[.*\]:\s+(.+)\n", str(error)):  # ml_collections
+        return f"--config: there is no file {absent[1]}; name an experiment, {example} say"
+    return f"--config: {_one_line(error)}"
+
+
 def _one_line(error):
-    return " ".join(str(error).strip("'\"").replace("\\'", "'").replace("\\n", " ").split())
+    text = str(error)
+    with contextlib.suppress(SyntaxError, ValueError):  # of a KeyError it is its message's repr
+        text = ast.literal_eval(text)
+    return " ".join(str(text).split())

@@ -14,7 +14,10 @@ STAGE1 = "--config=configs/stage1.py"
         ([STAGE1, "--config.optimizer.learning_rte=1"], 'Did you mean "learning_rate"'),
         ([STAGE1, "--config.terms.clip.wieght=1"], 'Did you mean "weight"'),
         ([STAGE1, "--config.optimizer.learning_rate=abc"], "could not convert string to float"),
-        (["--config=configs/stage9.py"], "No such file"),
+        (["--config=configs/stage9.py"], "no file configs/stage9.py; name an experiment, configs/"),
+        (["--config", "x.py", "--config.seed=1"], "no file x.py; name an experiment, configs/"),
+        ([STAGE1, "--config.terms.foo.x=1"], "--config has no such key: 'foo'"),
+        ([STAGE1, "--config.steps=abc"], "base 10: 'abc'"),
         ([], "--config=configs/stage2.py say"),
         ([STAGE1, "stage1"], "unexpected argument 'stage1'"),
         ([STAGE1], "set --workdir"),
@@ -26,6 +29,12 @@ def test_mistakes_are_one_sentence(arguments, sentence, last_words, tmp_path):
     said = last_words("samclip_jax.main", *arguments)
     assert said.startswith("main: ") and sentence in said and len(said.splitlines()) == 1
     assert not list(tmp_path.iterdir())
+
+
+def test_a_message_keeps_its_quotes(last_words, tmp_path):
+    (tmp_path / "mine.py").write_text("get_config = lambda: open('/no/such file')")
+    said = last_words("samclip_jax.main", f"--config={tmp_path}/mine.py")
+    assert said == "main: --config: [Errno 2] No such file or directory: '/no/such file'"
 
 
 @pytest.mark.parametrize(
