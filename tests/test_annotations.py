@@ -26,6 +26,7 @@ from samclip_jax.evals.masks import box_masks
 
 SIZE = (HEIGHT, WIDTH)
 SQUARE = [30, 5, 50, 5, 50, 25, 30, 25]
+EMPTY = np.zeros(SIZE, np.uint8, order="F")
 GOOD = {"bbox": [30, 5, 20, 20], "segmentation": [SQUARE], "area": 400, "category_id": 3}
 NAN, INFINITE = float("nan"), float("inf")
 
@@ -80,6 +81,12 @@ BAD = {  # what differs from a good one, its reason
     "other size": ({"segmentation": runs([4900], (70, 70))}, "bad_mask"),
     "size of text": ({"segmentation": runs([4800], "60")}, "bad_mask"),
     "size of none": ({"segmentation": runs([4800], None)}, "bad_mask"),
+    "runs without a pixel": ({"segmentation": runs([4800])}, "bad_mask"),
+    "text without a pixel": (
+        {"segmentation": runs(rle.encode(EMPTY)["counts"].decode())},
+        "bad_mask",
+    ),
+    "polygon outside": ({"segmentation": [[30, -99, 50, -99, 50, -25]]}, "bad_mask"),
     "huge size": ({"segmentation": runs([10**18], (10**9, 10**9))}, "bad_mask"),
 }
 READ = {  # what differs from a good one, px of its mask
@@ -207,7 +214,7 @@ NASTY = [None, True, 7, -1, 0.5, NAN, INFINITE, 10**400, "", "x", "\ud800", b"x"
 def test_no_value_makes_it_crash(field):
     """An annotation or BadAnnotation with one of REASONS, whatever a field holds."""
     for value in NASTY:
-        entry = GOOD | {field: value, "segmentation": runs([4800]) | {field: value}}
+        entry = GOOD | {field: value, "segmentation": runs([2400, 2400]) | {field: value}}
         entry = GOOD | {field: value} if field in GOOD else entry
         annotations, dropped = usable(
             [entry, value], lambda each: annotation(each, SIZE, {"3": "x"})
@@ -247,7 +254,7 @@ def test_a_polygon_is_cut_to_the_image():
     """As if it were drawn on a page three times as large, from which the image is cut."""
     rng = np.random.default_rng(0)
     for _ in range(20):
-        corners = rng.uniform(-1, 2, (5, 2)) * (WIDTH, HEIGHT)
+        corners = rng.uniform(-1, 2, (9, 2)) * (WIDTH, HEIGHT)
         page = rle.frPyObjects(
             [(corners + (WIDTH, HEIGHT)).ravel().tolist()], *np.multiply(SIZE, 3)
         )
@@ -262,7 +269,7 @@ def test_annotations_that_are_no_list_are_a_bad_record():
             usable(entries, annotation)
 
 
-STORED = {"box": [30, 5, 50, 25], "point": None, "area": 400.0, "category": None, "mask": [4800]}
+STORED = {"box": [30, 5, 50, 25], "point": None, "area": 400.0, "category": None, "mask": [0, 4800]}
 
 
 @pytest.mark.parametrize(
@@ -273,6 +280,7 @@ STORED = {"box": [30, 5, 50, 25], "point": None, "area": 400.0, "category": None
         ({"mask": [4799]}, "bad_mask"),
         ({"mask": "zz"}, "bad_mask"),
         ({"mask": [-1, 4801]}, "bad_mask"),
+        ({"mask": [4800]}, "bad_mask"),
     ],
 )
 def test_a_prepared_record_loses_only_its_bad_annotation(changes, reason):

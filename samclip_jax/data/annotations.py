@@ -18,7 +18,7 @@ from samclip_jax.data.decode import BadRecord, line
 REASONS = (
     "bad_entry",  # no json object, or without what tells it from others
     "bad_box",  # not four finite numbers, or no pixel of the image lies in it
-    "bad_mask",  # neither polygons nor run lengths that fit the image
+    "bad_mask",  # neither polygons nor run lengths that fit the image, or no pixel lies in it
     "no_mask",  # nothing to compare a predicted mask with; in evaluation only
     "large_mask",  # over --max_mask_area; in data.prepare only
     "bad_caption",  # no text, or a blank one
@@ -72,8 +72,8 @@ def annotation(entry, size, categories=None):
     """An annotation from COCO's or SA-1B's json for an image of `size`; None where it is a crowd.
 
     categories: {id as text: name}, None for a set that has none. The box is cut to the image. The
-    point is None where it is not in the image; an area that is no number is the mask's, if it is
-    known, or the box's. BadAnnotation where category, box or mask cannot be used.
+    point is None where it is not in the image; an area that is no number is the mask's, if there
+    is one, or the box's. BadAnnotation where category, box or mask cannot be used.
     """
     if not isinstance(entry, dict):
         raise BadAnnotation("bad_entry", f"{shown(entry)} is no json object")
@@ -137,10 +137,10 @@ def point_of(coords, size):
 
 
 def area_of(area, box, mask):
-    """px, as it is given; the mask's or, where that is not known, the box's if it is no number."""
+    """px, as it is given; the mask's or, where there is none, the box's if it is no number."""
     if not _is_number(area) or not 0 <= area <= MAX_PIXELS:
         width, height = (box[2:] - box[:2]).tolist()
-        area = width * height if mask is None or mask.area is None else mask.area
+        area = width * height if mask is None else mask.area
     return float(area)
 
 
@@ -149,7 +149,7 @@ def mask_of(segmentation, size):
     if segmentation is None or segmentation in ([], {}):
         return None
     mask = CompressedMask(segmentation, size)
-    return None if mask.polygons == [] else mask
+    return None if mask.lengths is None else mask
 
 
 class CompressedMask:
@@ -158,29 +158,33 @@ class CompressedMask:
 
     segmentation: {"size": [h, w], "counts": a list or COCO's string of run lengths}, or polygons, a
     list of [x, y, x, y, ...] or of [[x, y], ...], or one of those. What of a polygon lies outside
-    the image is cut off. BadAnnotation says what is wrong with it.
+    the image is cut off. BadAnnotation says what is wrong with it, also that no pixel lies in it.
+
+    lengths: run lengths down the columns, off and on by turns, int64 [runs]; None of polygons none
+    of which has three corners.
     """
 
     def __init__(self, segmentation, size, shape=None):
         self.size, self.shape = tuple(size), tuple(shape or size)
-        self.polygons = self.runs = None
         try:
             if isinstance(segmentation, list):
-                self.polygons = _polygons(segmentation, self.size)
+                self.lengths = _drawn(_polygons(segmentation, self.size), self.size)
             elif isinstance(segmentation, dict):
-                self.runs = _runs(segmentation, self.size)
+                self.lengths = _runs(segmentation, self.size)
             else:
                 raise ValueError(f"segmentation {shown(segmentation)} is no list or object")
+            if self.lengths is not None and not self.area:
+                raise ValueError(f"no pixel of {size[1]} x {size[0]} px lies in the mask")
         except ValueError as error:
             raise BadAnnotation("bad_mask", str(error)) from None
 
     @property
     def area(self):
-        """px of the image of `size`; None of polygons, which would have to be drawn for it."""
-        return None if self.runs is None else int(self.runs[1::2].sum())
+        """px of the image of `size`."""
+        return int(self.lengths[1::2].sum())
 
     def __array__(self, dtype=None, copy=None):
-        counts, (height, width) = self.lengths(), self.size
+        counts, (height, width) = self.lengths, self.size
         mask = np.repeat(np.arange(len(counts)) % 2, counts).reshape(width, height).T
         if self.shape != self.size:
             rows, columns = (
@@ -190,16 +194,11 @@ class CompressedMask:
             mask = mask[np.ix_(rows, columns)]
         return mask.astype(bool if dtype is None else dtype)
 
-    def lengths(self):
-        """Run lengths down the columns, off and on by turns, int [runs].
 
-        Never decoded by pycocotools, which fills a mask whose runs end early with whatever lies in
-        memory.
-        """
-        if self.runs is not None:
-            return self.runs
-        drawn = rle.merge(rle.frPyObjects(self.polygons, *self.size))
-        return _run_lengths(drawn["counts"])
+def _drawn(polygons, size):  # -> int64 [runs], None where there are no polygons
+    if not polygons:
+        return None
+    return _run_lengths(rle.merge(rle.frPyObjects(polygons, *size))["counts"])
 
 
 def _polygons(segmentation, size):  # -> [[x, y, x, y, ...]], those of three corners or more
@@ -239,7 +238,9 @@ def _corners(polygon):  # [x, y, x, y, ...] or [[x, y], ...] -> float64 [n, 2]
     return flat.reshape(-1, 2)
 
 
-def _runs(segmentation, size):  # -> int [runs]
+def _runs(segmentation, size):  # -> int64 [runs]
+    """Not left to pycocotools, which fills a mask whose runs end early with whatever lies in
+    memory."""
     height, width = size
     declared, counts = segmentation.get("size"), segmentation.get("counts")
     if not isinstance(declared, (list, tuple)) or list(declared) != [height, width]:

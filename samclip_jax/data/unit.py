@@ -97,8 +97,7 @@ def keep(categories, size, shape, options, entry):
         return None
     mask, area, lengths = read["mask"], read["area"], None
     if mask is not None:
-        lengths = mask.lengths()
-        area = float(lengths[1::2].sum())
+        lengths, area = mask.lengths, float(mask.area)
     if area > options.max_mask_area * size[0] * size[1]:
         raise BadAnnotation("large_mask", f"{area:.0f} px of {size[1]} x {size[0]} px")
     scale = np.float32([shape[1] / size[1], shape[0] / size[0]])
