@@ -32,13 +32,27 @@ def test_a_bad_caption_costs_itself(tmp_path, form):
     files = {"a.json": json.dumps(form(["a dog", *BAD, "a cat"])), "1.jpg": 0, "2.jpg": 1}
     path = write(tmp_path, files) / "a.json"
     source = make_source("captions", annotations=path, images=tmp_path)
-    assert len(source) == 1 and source[0]["captions"] == ["a dog", "a cat"]
+    assert source[0]["captions"] == ["a dog", "a cat"]
     expected = [("1.jpg", str(i), "bad_caption") for i in range(1, 1 + len(BAD))]
     assert [each[:3] for each in source.dropped] == expected
     found = run_here("captions", path, tmp_path / "out", images=str(tmp_path))
     assert found["records"] == 1 and found["annotations_dropped"] == {"bad_caption": len(BAD)}
     lines = map(json.loads, (tmp_path / "out/rejects.jsonl").read_text().splitlines())
-    assert [(line["key"], line["annotation"], line["reason"]) for line in lines] == expected
+    told = [(line["key"], line.get("annotation"), line["reason"]) for line in lines]
+    assert told == [*expected, ("2.jpg", None, "no_annotation")]
+
+
+@pytest.mark.parametrize("form", [coco, karpathy])
+def test_an_image_without_captions_is_counted(tmp_path, form):
+    files = {"a.json": json.dumps(form(["a dog"])), "1.jpg": 0, "2.jpg": 1}
+    path = write(tmp_path, files) / "a.json"
+    source = make_source("captions", annotations=path, images=tmp_path)
+    assert len(source) == 2 and source[0]["captions"] == ["a dog"]
+    with pytest.raises(BadRecord, match="no_annotation: it has no caption"):
+        source[1]
+    found = run_here("captions", path, tmp_path / "out", images=str(tmp_path))
+    assert (found["inputs"], found["records"]) == (2, 1)
+    assert found["reasons"] == {"no_annotation": 1}
 
 
 def test_captions_of_other_images_are_counted_and_ids_match_as_text(tmp_path):
@@ -60,12 +74,12 @@ def test_an_image_without_a_name_or_a_good_caption_costs_itself(tmp_path):
     path = write(tmp_path, {"a.json": json.dumps(contents), "1.jpg": 0, "2.jpg": 1}) / "a.json"
     source = make_source("captions", annotations=path, images=tmp_path)
     assert source[0]["captions"] == ["a dog"] and len(source) == 4
-    for index in (1, 2, 3):
-        with pytest.raises(BadRecord, match="bad_annotation"):
+    for index, reason in ((1, "no_annotation"), (2, "bad_annotation"), (3, "bad_annotation")):
+        with pytest.raises(BadRecord, match=reason):
             source[index]
     more = {"images": str(tmp_path), "options": Options(max_rejects=0.9)}
     found = run_here("captions", path, tmp_path / "out", **more)
-    assert found["records"] == 1 and found["reasons"] == {"bad_annotation": 3}
+    assert found["records"] == 1 and found["reasons"] == {"bad_annotation": 2, "no_annotation": 1}
 
 
 def test_the_list_of_flickr30k(tmp_path):

@@ -12,7 +12,7 @@ from samclip_jax.data.coco import (
     report_dropped_of_file,
     usable_image,
 )
-from samclip_jax.data.decode import line, open_image
+from samclip_jax.data.decode import BadRecord, line, open_image
 from samclip_jax.data.files import Files
 from samclip_jax.errors import UserError
 from samclip_jax.paths import existing
@@ -22,9 +22,10 @@ class Captions(Files):
     """COCO's captions json; Karpathy's, of which `split` is taken; Flickr30k's
     results_20130124.token.
 
-    images: of each with captions the dict {"key": path under the folder `images`, "captions":
-    [str], "error": what is wrong with it or None}. dropped: [(image, caption's id, reason, detail)]
-    of the captions that cannot be used. UserError where no caption can.
+    images: of each the dict {"key": path under the folder `images`, "captions": [str], "error":
+    what is wrong with it or None}; to read one without captions is a BadRecord, `no_annotation`.
+    dropped: [(image, caption's id, reason, detail)] of the captions that cannot be used. UserError
+    where no caption can.
     """
 
     def __init__(self, annotations, images, split=None):
@@ -40,9 +41,7 @@ class Captions(Files):
                 entries, self.dropped = match(self.path, contents, "caption", self.folder)
         if split and not splits:
             raise UserError(f"{annotations} has no splits: leave out {split!r}.")
-        self.images = [
-            self._read(image) for image in entries if image["annotations"] or image["error"]
-        ]
+        self.images = [self._read(image) for image in entries]
         if not any(image["captions"] for image in self.images):
             raise UserError(
                 f"{annotations} has no captions that can be used in {split or 'any split'}; give "
@@ -53,16 +52,22 @@ class Captions(Files):
     def _read(self, image):
         captions, dropped = usable(image["annotations"], _caption)
         self.dropped += [(image["key"], *each) for each in dropped]
-        none_left = None if captions else f"none of its {len(dropped)} captions can be used"
-        return {"key": image["key"], "captions": captions, "error": image["error"] or none_left}
+        return {"key": image["key"], "captions": captions, "error": image["error"]}
 
     def __len__(self):
         return len(self.images)
 
     def __getitem__(self, index):
         image = usable_image(self.images[index])
+        require_captions(image["captions"])
         pixels = open_image(self.folder / image["key"])
         return {"key": image["key"], "image": pixels, "captions": image["captions"]}
+
+
+def require_captions(captions):
+    """BadRecord where an image has none."""
+    if not captions:
+        raise BadRecord("no_annotation", "it has no caption that can be used")
 
 
 def _caption(entry):

@@ -14,6 +14,7 @@ from PIL import Image
 
 from samclip_jax.data import records, transforms
 from samclip_jax.data.annotations import BadAnnotation, annotation, usable
+from samclip_jax.data.captions import require_captions
 from samclip_jax.data.decode import BadRecord, is_upright_jpeg, open_image, require_side
 from samclip_jax.errors import UserError, memory_errors
 
@@ -57,6 +58,8 @@ def make_record(found, options, dropped):
     leaves out to `dropped`, as annotations.usable has them."""
     if found.error:
         raise found.error
+    if found.captions is not None:
+        require_captions(found.captions)
     image = open_image(found.image, found.size, found.key)
     size = image.shape[:2]
     require_side(size, options.min_side)
