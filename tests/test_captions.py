@@ -82,6 +82,16 @@ def test_an_image_without_a_name_or_a_good_caption_costs_itself(tmp_path):
     assert found["records"] == 1 and found["reasons"] == {"bad_annotation": 2, "no_annotation": 1}
 
 
+def test_of_karpathys_images_a_file_is_that_of_one(tmp_path):
+    contents = karpathy(["a dog"])
+    contents["images"] += [contents["images"][0], contents["images"][0] | {"split": "train"}]
+    path = write(tmp_path, {"a.json": json.dumps(contents), "1.jpg": 0}) / "a.json"
+    source = make_source("captions", annotations=path, images=tmp_path, split="test")
+    assert len(source) == 3 and source[0]["key"] == "1.jpg"
+    with pytest.raises(BadRecord, match=r"1.jpg: its file is that of images\[0\], too"):
+        source[2]
+
+
 def test_the_list_of_flickr30k(tmp_path):
     listed = '1.jpg#0\tTwo dogs .\n1.jpg#1\tA "pair" , of dogs .\n2.jpg#0\tA cat .\n2.jpg#1\t \n'
     path = write(tmp_path, {"results_20130124.token": listed, "1.jpg": 0, "2.jpg": 1})

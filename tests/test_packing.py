@@ -3,8 +3,9 @@
 import itertools
 import json
 
+import msgpack
 import pytest
-from test_prepare import keys, photograph, tar
+from test_prepare import keys, objects, photograph, rejects, tar
 
 from samclip_jax.data import packing, prepare, records
 from samclip_jax.data.sources import make_source
@@ -90,6 +91,23 @@ def test_killed_before_any_step_it_goes_on(tmp_path, source, monkeypatch, shard_
     files = {path.name for path in (tmp_path / "out").rglob("*") if path.is_file()}
     assert files == {each["name"] for each in whole["shards"]} | {"manifest.json", "rejects.jsonl"}
     assert len({*keys(tmp_path / "out"), *keys(tmp_path / "out", "validation")}) == 10
+
+
+@pytest.mark.parametrize("deduplicate", [False, True])
+def test_a_key_is_that_of_one_record(tmp_path, deduplicate):
+    """Two of SA-1B's tars with a name in common: the first record stays, the other is counted."""
+    for number in range(2):
+        files = {}
+        for seed, name in enumerate(("sa_1", f"sa_{2 + number}"), start=2 * number):
+            files |= {f"{name}.jpg": photograph(seed), f"{name}.json": objects()}
+        tar(tmp_path / f"source/sa_{number:06d}.tar", files)
+    given = (tmp_path / "source", tmp_path / "out")
+    found = run(*given, kind="sa1b", deduplicate=deduplicate)
+    assert (found["inputs"], found["records"], found["reasons"]) == (4, 3, {"duplicate": 1})
+    assert keys(tmp_path / "out") == ["sa_1.jpg", "sa_2.jpg", "sa_3.jpg"]
+    assert rejects(tmp_path / "out") == {"sa_1.jpg": "duplicate"}
+    source = make_source("prepared", path=tmp_path / "out")
+    assert msgpack.unpackb(source.shards[0])["image"] == photograph(0)
 
 
 @pytest.mark.parametrize("shard_bytes", [1, 10**9])

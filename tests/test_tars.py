@@ -169,6 +169,15 @@ def test_equal_names_in_several_folders_have_keys_of_their_own(tmp_path):
         list(tars.Tars(tmp_path / "source").units())
 
 
+def test_a_tar_beside_a_folder_of_its_name_has_keys_of_its_own(tmp_path):
+    """x.tar holds y/z.jpg, x/y.tar holds z.jpg; other tars, as w.tar, have keys without endings."""
+    tar(tmp_path / "source/w.tar", {"z.jpg": photograph(0)})
+    tar(tmp_path / "source/x.tar", {"y/z.jpg": photograph(1)})
+    tar(tmp_path / "source/x/y.tar", {"z.jpg": photograph(2)})
+    run_here(tmp_path / "source", tmp_path / "out")
+    assert sorted(keys(tmp_path / "out")) == ["w/z.jpg", "x.tar/y/z.jpg", "x/y/z.jpg"]
+
+
 def test_archives_of_archives_are_refused(tmp_path):
     path = tar(tmp_path / "whole.tar", {"n01.tar": b"", "readme.txt": b""})
     with pytest.raises(UserError, match="whole.tar holds tars, n01.tar: unpack it"):

@@ -9,6 +9,7 @@ from samclip_jax.data.coco import (
     listed,
     match,
     read_contents,
+    refuse_repeated,
     report_dropped_of_file,
     usable_image,
 )
@@ -92,6 +93,7 @@ def _karpathy(entries, split):  # -> images as `match` has them, captions with i
                 each = each if isinstance(each, dict) else {"raw": each}
                 image["annotations"].append({"id": each.get("sentid"), "caption": each.get("raw")})
         images.append(image)
+    refuse_repeated(images)
     return images
 
 

@@ -96,6 +96,7 @@ def match(path, contents, has, folder, sized=False):
         elif id is not None:
             by_id[id] = matched[-1]
     _use_names_of_2017(folder, matched, images)
+    refuse_repeated(matched)
     for place, entry in enumerate(annotations):
         id = text_id(entry.get("image_id")) if isinstance(entry, dict) else None
         if id in by_id:
@@ -224,6 +225,14 @@ def _use_names_of_2017(folder, images, entries):
             for image, names in renamed:
                 image["key"] = names[there[0]]
             return
+
+
+def refuse_repeated(images):
+    """Sets the error of images whose key an earlier one has: keys are unique in a source."""
+    places = {}
+    for place, image in enumerate(images):
+        if image["error"] is None and places.setdefault(image["key"], place) != place:
+            image["error"] = f"its file is that of images[{places[image['key']]}], too"
 
 
 def is_file_name(value):

@@ -7,6 +7,7 @@ A large set thus costs no second copy, and one of 22,000 small tars no 22,000 fi
 
 import collections
 import functools
+import hashlib
 import json
 
 import numpy as np
@@ -78,9 +79,10 @@ def copy(folder, path, parts, tick):
     return shard.close()
 
 
-def find_duplicates(units, read_contents):
-    """{(unit, split): places} of all images but the first one of each, in the order of the units,
-    which are added to their unit's rejects.
+def find_duplicates(units, read_contents, same_images):
+    """{(unit, split): places} of the records whose key is an earlier one's, in the order of the
+    units; with `same_images` also of those whose image file is. They are added to their unit's
+    rejects.
 
     read_contents(unit number) -> {split: {"keys": list, "digests": list of hexadecimal str}}
     """
@@ -91,19 +93,35 @@ def find_duplicates(units, read_contents):
         number, split = parts[part]
         return read_contents(number)[split]
 
-    def located(index):  # of all images -> part, place in it, key
+    def located(index):  # of all records -> part, place in it, key
         part = int(np.searchsorted(starts, index, "right")) - 1
         place = int(index - starts[part])
         return part, place, contents(part)["keys"][place]
 
-    texts = ("".join(contents(part)["digests"]) for part in range(len(parts)))
-    digests = [np.frombuffer(bytes.fromhex(text), "V16") for text in texts]
-    starts = np.cumsum([0, *map(len, digests)])
-    _, first, inverse = np.unique(np.concatenate(digests), return_index=True, return_inverse=True)
-    originals, places = first[inverse], collections.defaultdict(set)
-    for index in np.flatnonzero(originals != np.arange(len(originals))):
-        part, place, key = located(index)
-        *_, original = located(originals[index])
-        places[parts[part]].add(place)
-        units[parts[part][0]]["rejects"].append([key, "duplicate", f"of {original}"])
+    def digests(read):  # of all records, from those that read(contents of a part) gives
+        joined = (b"".join(read(contents(part))) for part in range(len(parts)))
+        return [np.frombuffer(each, "V16") for each in joined]
+
+    keys = digests(_digests_of_keys)
+    starts = np.cumsum([0, *map(len, keys)])
+    alike = [("its key is an earlier record's", keys)]
+    if same_images:
+        alike.append(("of {}", digests(lambda found: map(bytes.fromhex, found["digests"]))))
+    kept, places = np.arange(starts[-1]), collections.defaultdict(set)
+    for detail, each in alike:
+        values = np.concatenate(each)[kept]
+        _, first, inverse = np.unique(values, return_index=True, return_inverse=True)
+        originals = kept[first[inverse]]
+        repeated = kept != originals
+        for index, original in zip(kept[repeated], originals[repeated], strict=True):
+            part, place, key = located(index)
+            places[parts[part]].add(place)
+            reject = [key, "duplicate", detail.format(located(original)[-1])]
+            units[parts[part][0]]["rejects"].append(reject)
+        kept = kept[~repeated]
     return places
+
+
+def _digests_of_keys(found):  # contents of a part -> 16 bytes each
+    for key in found["keys"]:
+        yield hashlib.blake2b(key.encode(errors=records.NAMES), digest_size=16).digest()

@@ -188,9 +188,8 @@ def finish(output, about, names, options, kind, runner):
     """Packs the units into shards without duplicates, writes rejects.jsonl and manifest.json, and
     returns the manifest."""
     units = [read_unit(output, name) for name in names]
-    duplicates = {}
-    if options.deduplicate:
-        duplicates = find_duplicates(units, lambda number: contents(output, names[number]))
+    read_contents = functools.partial(contents, output, names)
+    duplicates = find_duplicates(units, read_contents, options.deduplicate)
     rejects = [reject for unit in units for reject in unit["rejects"]]
     reasons = collections.Counter(reason for _, reason, _ in rejects)
     dropped = collections.Counter(reason for *_, reason, _ in kind.dropped)
@@ -242,9 +241,9 @@ def read_unit(output, name):
     return {key: value for key, value in unit.items() if key != "contents"}
 
 
-def contents(output, name):
+def contents(output, names, number):
     """{split: {"keys", "digests"}} of the records of a unit."""
-    return json.loads((output / "progress" / f"{name}.json").read_text())["contents"]
+    return json.loads((output / "progress" / f"{names[number]}.json").read_text())["contents"]
 
 
 def parse(arguments=None):

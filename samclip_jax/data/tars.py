@@ -34,8 +34,14 @@ class Tars(Kind):
         self.source = existing(source)
         self.folder = self.source.parent if self.source.is_file() else self.source
         self.extensions = extension and [each.lstrip(".") for each in extension.lower().split(";")]
+        self.paths = self.find_tars()
+        folders = {folder for path in self.paths for folder in path.parents}
+        self.beside_folders = {path for path in self.paths if _stem(path) in folders}
 
-    def units(self):
+    def __getstate__(self):  # a worker is sent its unit, not all of them
+        return self.__dict__ | {"paths": None}
+
+    def find_tars(self):
         paths = [self.source]
         if not self.source.is_file():
             names = walk(self.source) if self.source.is_dir() else []
@@ -44,19 +50,24 @@ class Tars(Kind):
             paths = [self.source / name for name in names if name.lower().endswith(TARS)]
         if not paths:
             raise UserError(f"no tar files in {self.source}")
+        return paths
+
+    def units(self):
         taken = {}
-        for number, path in enumerate(paths):
+        for number, path in enumerate(self.paths):
             name = self.prefix(path)
             if name in taken:
-                raise UserError(f"{taken[name]} and {path} would have records of one key")
+                raise UserError(
+                    f"{taken[name]} and {path} would have records of one key; rename one of them."
+                )
             taken[name] = path
             yield f"{number:05d}", path, [name, _of_file(path, path.stat).st_size]
 
     def prefix(self, path):
-        """What the keys of a tar's records begin with: its path, without the ending."""
-        name = path.relative_to(self.folder).as_posix()
-        endings = [each for each in TARS if name.lower().endswith(each)]
-        return name[: -len(endings[0])] if endings else name
+        """What the keys of a tar's records begin with: its path without the ending, which stays
+        where other tars lie in a folder of that name: x.tar beside x/y.tar."""
+        named = path if path in self.beside_folders else _stem(path)
+        return named.relative_to(self.folder).as_posix()
 
     def key(self, path, name):
         return f"{self.prefix(path)}/{name}"
@@ -143,6 +154,12 @@ class Sa1bTars(Tars):
         if "json" not in beside:
             raise BadRecord("bad_annotation", "no json beside the image")
         found.size, found.annotations = sa1b_contents(read_member(tar, beside["json"]))
+
+
+def _stem(path):
+    """The path of a tar without its ending."""
+    ending = next((each for each in TARS if path.name.lower().endswith(each)), "")
+    return path.with_name(path.name[: len(path.name) - len(ending)])
 
 
 def _of_file(path, read):
