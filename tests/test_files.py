@@ -35,6 +35,31 @@ def test_each_real_file_is_found_once_whatever_links_there_are(tmp_path):
     ]  # fmt: skip
 
 
+def test_a_class_is_any_folder_or_link_to_one(tmp_path):
+    """Also a link to another class, or to the root, which is read for none of them."""
+    write(tmp_path / "root", ["b/1.jpg", "b-c/2.jpg"])
+    write(tmp_path / "outside", ["deep/3.jpg"])
+    root = tmp_path / "root"
+    (root / "a").symlink_to(root / "b")
+    (root / "d").symlink_to(tmp_path / "outside")
+    (root / "b/loop").symlink_to(root)
+    source = make_source("folder", path=root, labels=True)
+    assert source.classes == ["a", "b", "b-c", "d"]
+    assert source.files == ["a/1.jpg", "b-c/2.jpg", "b/1.jpg", "d/deep/3.jpg"]
+
+
+@pytest.mark.parametrize("link", [False, True])
+def test_a_class_without_images_is_one_sentence(tmp_path, link):
+    """As in torchvision; the classes would be fewer than those of the set."""
+    write(tmp_path, ["a/1.jpg", "b/readme.txt", ".cache/x"])
+    if link:
+        (tmp_path / "b/readme.txt").unlink()
+        (tmp_path / "b").rmdir()
+        (tmp_path / "b").symlink_to(tmp_path)
+    with pytest.raises(UserError, match="b is a class without images; add them, or remove"):
+        make_source("folder", path=tmp_path, labels=True)
+
+
 def test_what_systems_add_is_skipped(tmp_path):
     hidden = [".a.jpg", "._b.jpg", ".cache/1.jpg", "__MACOSX/2.jpg", "x/@eaDir/3.jpg"]
     hidden += ["lost+found/4.jpg", "$RECYCLE.BIN/5.jpg", ".git/6/7.jpg"]

@@ -20,13 +20,14 @@ def is_hidden(name):
     return name.startswith(".") and name not in (".", "..") or name in SYSTEM
 
 
-def walk(root):  # -> list of str
+def walk(root, apart=()):  # -> list of str
     """The files under a folder, by their paths from there, sorted; hidden ones are left out.
 
     Links are followed. A folder to which several ways lead, such as a link to a parent, is read
-    once, by the way without links if there is one. UserError where a folder cannot be read.
+    once, by the way without links if there is one; folders of `apart` are not. UserError where a
+    folder cannot be read.
     """
-    files, seen = [], set()
+    files, seen = [], set(map(os.path.realpath, apart))
     folders, links = [("", os.path.realpath(root))], collections.deque()
     while folders or links:
         linked = not folders
@@ -56,6 +57,10 @@ def _entries(folder):  # -> list of os.DirEntry, sorted
     return sorted(visible, key=lambda entry: entry.name)
 
 
+def _pictures(names):
+    return [name for name in names if name.lower().endswith(PICTURES)]
+
+
 class Files:
     """A source that lies at `path`."""
 
@@ -67,19 +72,30 @@ class Files:
 
 
 class ImageFolder(Files):
-    """Every image under a folder. With `labels` its sub-folders are the classes, sorted by name."""
+    """Every image under a folder. With `labels` its sub-folders, or links to folders, are the
+    classes, sorted by name: UserError where one holds no image, as torchvision has it."""
 
     def __init__(self, path, labels=False):
         super().__init__(path)
-        self.files = [name for name in walk(self.path) if name.lower().endswith(PICTURES)]
+        self.labels = labels
+        self.files = self._of_classes() if labels else _pictures(walk(self.path))
         if not self.files:
             raise UserError(f"no images under {path} ({' '.join(PICTURES)}).")
-        self.labels = labels
-        if labels:
-            loose = [name for name in self.files if os.sep not in name]
-            if loose:
-                raise UserError(f"{path} needs a folder for each class; {loose[0]} is in none.")
-            self.classes = sorted({name.split(os.sep)[0] for name in self.files})
+
+    def _of_classes(self):
+        entries = _entries(self.path)
+        self.classes = [entry.name for entry in entries if os.path.isdir(entry.path)]
+        if loose := _pictures(entry.name for entry in entries if entry.name not in self.classes):
+            raise UserError(f"{self.path} needs a folder for each class; {loose[0]} is in none.")
+        files = []
+        for name in self.classes:
+            found = _pictures(walk(self.path / name, apart=[self.path]))
+            if not found:
+                raise UserError(
+                    f"{self.path / name} is a class without images; add them, or remove the folder."
+                )
+            files += [os.path.join(name, file) for file in found]
+        return sorted(files)
 
     def __len__(self):
         return len(self.files)
