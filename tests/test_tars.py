@@ -1,12 +1,16 @@
 """Tars of every layout: each picture is a record, or counted under a reason."""
 
+import bz2
 import gzip
 import io
+import lzma
+import os
 import tarfile
+import tempfile
 
 import pytest
 from test_packing import run as run_here
-from test_prepare import keys, photograph, run, sa1b, tar
+from test_prepare import keys, objects, photograph, run, sa1b, tar
 
 from samclip_jax.data import tars
 from samclip_jax.data.sources import make_source
@@ -187,14 +191,47 @@ def test_archives_of_archives_are_refused(tmp_path):
         list(tars.Tars(tmp_path).units())
 
 
-@pytest.mark.parametrize("form", ["gz", "bz2", "xz"])
+FORMS = {"gz": (gzip, gzip.GzipFile), "bz2": (bz2, bz2.BZ2File), "xz": (lzma, lzma.LZMAFile)}
+
+
+def compressed(folder, form, files):
+    plain = tar(folder / "plain.tar", files)
+    path = folder / f"a.tar.{form}"
+    path.write_bytes(FORMS[form][0].compress(plain.read_bytes()))
+    plain.unlink()
+    return path
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_compressed_tar_is_read_once(tmp_path, monkeypatch, form):
+    """Each way back would decompress it from its start."""
+    files = {}
+    for i in range(5):
+        files |= {f"{i}.json": objects(), f"{i}.jpg": photograph(i)}
+    path, back = compressed(tmp_path, form, files), []
+    (_, file), seek = FORMS[form], FORMS[form][1].seek
+
+    def noted(self, offset, whence=0):
+        before = seek(self, 0, os.SEEK_CUR)
+        back.append(seek(self, offset, whence) < before)
+        return seek(self, 0, os.SEEK_CUR)
+
+    monkeypatch.setattr(file, "seek", noted)
+    found = list(tars.Sa1bTars(path).read(path, [], lambda key: True))
+    assert [each.image for each in found] == [photograph(i) for i in range(5)]
+    assert all(each.annotations for each in found) and not any(back)
+
+
+def test_no_space_to_unpack_a_tar_is_one_sentence(tmp_path, monkeypatch):
+    path = compressed(tmp_path, "gz", {"1.jpg": photograph(0)})
+    monkeypatch.setattr(tempfile, "TemporaryFile", lambda: open("/dev/full", "wb"))
+    with pytest.raises(UserError, match="a.tar.gz was not unpacked to .* No space left on dev"):
+        read(path)
+
+
+@pytest.mark.parametrize("form", FORMS)
 def test_a_compressed_tar_that_is_cut_is_damaged(tmp_path, form):
-    path = tmp_path / f"a.tar.{form}"
-    with tarfile.open(path, f"w:{form}") as archive:
-        for i in range(20):
-            member = tarfile.TarInfo(f"{i}.jpg")
-            member.size = len(photograph(i))
-            archive.addfile(member, io.BytesIO(photograph(i)))
+    path = compressed(tmp_path, form, {f"{i}.jpg": photograph(i) for i in range(20)})
     path.write_bytes(path.read_bytes()[:-9000])
     damaged = []
     found = list(tars.Tars(path).read(path, damaged, lambda key: True))

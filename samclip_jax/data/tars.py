@@ -1,8 +1,12 @@
 """Kinds of data.prepare: tar files of images with what belongs to them beside them."""
 
+import bz2
+import gzip
 import lzma
+import os
 import posixpath
 import tarfile
+import tempfile
 import zlib
 
 from samclip_jax.data.annotations import sa1b_contents
@@ -10,13 +14,13 @@ from samclip_jax.data.decode import PICTURES, BadRecord
 from samclip_jax.data.files import is_hidden, walk
 from samclip_jax.data.raw import Input, Kind
 from samclip_jax.data.storage import retried
-from samclip_jax.errors import UserError
+from samclip_jax.errors import UserError, os_errors
 from samclip_jax.paths import existing
 
 TARS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
 OTHER_TARS = (".tar.zst", ".tzst", ".tar.lz4", ".tar.lzma", ".tar.z")
 DAMAGE = (OSError, EOFError, tarfile.TarError, zlib.error, lzma.LZMAError)
-COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ")
+DECOMPRESSORS = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ": lzma.open}
 LINKS = 40  # one after the other, as in Linux
 
 
@@ -78,7 +82,7 @@ class Tars(Kind):
             damaged.append(f"{path}: {error}")
         if tar is None:
             return
-        with tar:
+        with tar.fileobj, tar:
             files = _files(path, members)
             remaining = dict(files)  # when they are unpacked
             samples = {name: sample for sample in self.samples(remaining) for name in sample[1]}
@@ -172,25 +176,59 @@ def _of_file(path, read):
 
 def _open(path):
     """An open tar or None, its members up to where it is damaged, the damage or None."""
+    file, damage = _decompressed(path)
     tar = None
     try:
-        tar = tarfile.open(path)
+        file.seek(0)
+        tar = tarfile.open(path, "r:", file)
         members = list(tar)
-        with open(path, "rb") as file:  # tarfile takes any end for the end
-            if not file.read(6).startswith(COMPRESSED):
-                file.seek(max(0, path.stat().st_size - tarfile.BLOCKSIZE))
-                if any(file.read()):
-                    raise tarfile.ReadError("it ends early")
-                file.seek(tar.offset)
-                if any(file.read(1 << 20)):
-                    raise tarfile.ReadError("after its last file it is damaged, or another tar")
-        return tar, members, None
+        file.seek(max(0, file.seek(0, os.SEEK_END) - tarfile.BLOCKSIZE))
+        if any(file.read()):  # tarfile takes any end for the end
+            raise tarfile.ReadError("it ends early")
+        file.seek(tar.offset)
+        if any(file.read(1 << 20)):
+            raise tarfile.ReadError("after its last file it is damaged, or another tar")
+        return tar, members, damage
     except DAMAGE as error:
-        if getattr(error, "errno", None):  # of the storage
-            if tar:
-                tar.close()
+        if tar is None or _of_storage(error):
+            file.close()
+        if _of_storage(error):
             raise
-        return tar, list(tar.members) if tar else [], error
+        return tar, list(tar.members) if tar else [], damage or error
+
+
+def _decompressed(path):
+    """An open file of a tar's bytes, up to where its compression is damaged, the damage or None.
+
+    A compressed tar is read once, into a temporary file: to seek back in it would be to decompress
+    it from its start.
+    """
+    file = open(path, "rb")
+    start = file.read(6)
+    decompress = next(
+        (DECOMPRESSORS[each] for each in DECOMPRESSORS if start.startswith(each)), None
+    )
+    if decompress is None:
+        return file, None
+    file.seek(0)
+    copied, folder = tempfile.TemporaryFile(), tempfile.gettempdir()
+    try:
+        with file, decompress(file) as blocks:
+            while block := blocks.read1(1 << 20):
+                with os_errors(f"{path} was not unpacked to {folder}, which TMPDIR names"):
+                    copied.write(block)
+                    copied.flush()
+    except DAMAGE as error:
+        if _of_storage(error):
+            copied.close()
+            raise
+        return copied, error
+    return copied, None
+
+
+def _of_storage(error):
+    """Whether it is the storage that failed, not the tar that is damaged."""
+    return getattr(error, "errno", None) is not None
 
 
 def _files(path, members):
