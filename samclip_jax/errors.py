@@ -21,10 +21,12 @@ class UserError(Exception):
 
 
 def command(main):
-    """Wraps a command line's main: a UserError becomes one line on stderr and exit code 1."""
+    """Wraps a command line's main: a UserError becomes one line on stderr and exit code 1; what
+    cannot be printed, as names of files that are no UTF-8, is printed escaped."""
 
     @functools.wraps(main)
     def wrapped(*args, **kwargs):
+        sys.stdout.reconfigure(errors="backslashreplace")
         try:
             return main(*args, **kwargs)
         except UserError as error:

@@ -39,6 +39,14 @@ def test_the_line_names_the_program_as_it_was_called(file, arguments, name, tmp_
     assert (done.returncode, done.stderr) == (1, f"{name}: no such file\n")
 
 
+def test_names_that_are_no_utf_8_are_printed_escaped(environment):
+    """Those of files, as Python has them."""
+    program = PROGRAM.replace('raise UserError("no such file")', r'print("a\udcff.jpg")')
+    strict = environment | {"PYTHONIOENCODING": "utf-8:strict"}
+    done = subprocess.run([sys.executable, "-c", program], env=strict, capture_output=True)
+    assert (done.returncode, done.stdout) == (0, b"a\\udcff.jpg\n")
+
+
 def test_other_errors_keep_their_stack_trace(tmp_path, environment):
     program = PROGRAM.replace("UserError(", "KeyError(")
     command = [sys.executable, "-c", program]
