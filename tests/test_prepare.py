@@ -316,7 +316,10 @@ def test_killed_at_any_moment_it_goes_on_and_loses_and_doubles_nothing(tmp_path,
     "arguments, sentence",
     [
         (["sa1b", "nowhere", "out2"], "nowhere does not exist"),
-        (["sa1b", "source", "out", "--longest=32"], "begun with another options"),
+        (
+            ["sa1b", "source", "out", "--longest=32"],
+            "begun with a different --longest; give the same",
+        ),
         (["sa1b", "source", "out3", "--fraction=2"], "--fraction must be from 0 to 1, got 2.0"),
         (["sa1b", "source", "out3", "--longest=0"], "--longest must be from 1"),
         (["sa1b", "source", "out3", "--workers=0"], "--workers must be 1 or more"),
@@ -351,8 +354,30 @@ def test_an_option_that_is_left_out_is_another_set(tmp_path):
     with pytest.raises(UserError, match="1 of 2 inputs cannot be used.* delete .*out"):
         run(*given, options=Options(max_rejects=0.1), labels=True)
     assert run(*given, labels=True)["records"] == 1
-    with pytest.raises(UserError, match="begun with another labels"):
+    with pytest.raises(UserError, match="begun with a different --labels; give"):
         run(*given)
+
+
+def test_other_files_are_another_set(tmp_path):
+    """Where it is begun, before there is a manifest."""
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in/1.jpg").write_bytes(b"<html>")
+    for sentence in (
+        "1 of 1 inputs cannot be used",
+        "begun with a different list of files in SOURCE",
+    ):
+        with pytest.raises(UserError, match=sentence):
+            run_here("folder", tmp_path / "in", tmp_path / "out")
+        (tmp_path / "in/2.jpg").write_bytes(photograph(0))
+
+
+def test_a_folder_among_the_shards_is_one_sentence(tmp_path):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in/1.jpg").write_bytes(photograph(0))
+    run_here("folder", tmp_path / "in", tmp_path / "out")
+    (tmp_path / "out/shards/mine").mkdir()
+    with pytest.raises(UserError, match="out/shards/mine is a folder, .*; move it elsewhere"):
+        run_here("folder", tmp_path / "in", tmp_path / "out")
 
 
 def test_names_of_files_may_be_any_bytes(tmp_path):

@@ -50,6 +50,12 @@ KIND_OPTIONS = {
     "extension": "of the picture of a sample of several images, as jpg or image.png",
 }
 LEFT_OUT = ("duplicate", "other_image")  # rejects that speak of nothing to mend
+PLANNED = {  # what a set is begun with besides options
+    "kind": "KIND",
+    "source": "SOURCE",
+    "units": "list of files in SOURCE",
+    "shard_bytes": "size of shards",
+}
 FEW = 1000  # inputs, before which no share of rejects stops a run
 
 
@@ -60,6 +66,7 @@ def prepare(kind_name, source, output, options, runner, **kind_options):
     `run_beam`, their last argument given.
     """
     output = local_path(output)
+    require_files(output / records.SHARDS)
     given = inspect.signature(KINDS[kind_name]).bind(str(source), **kind_options)
     given.apply_defaults()
     about = {"kind": kind_name, **given.arguments, "options": dataclasses.asdict(options)}
@@ -98,11 +105,19 @@ def run_left(runner, work, output, items, check):
 def require_same(output, begun, given):
     """UserError where `output` was begun with something else."""
     given = json.loads(json.dumps(given))
-    if changed := sorted(key for key in given if begun.get(key) != given[key]):
+    begun, given = ({**each, **each.get("options", {}), "options": None} for each in (begun, given))
+    changed = [PLANNED.get(key, f"--{key}") for key in given if begun.get(key) != given[key]]
+    if changed:
         raise UserError(
-            f"{output} was begun with another {', '.join(changed)}; give the same as then, delete "
-            "it, or give another OUTPUT"
+            f"{output} was begun with a different {' and a different '.join(changed)}; give the "
+            f"same as then, delete {output}, or give another OUTPUT."
         )
+
+
+def require_files(folder):
+    """UserError where a folder lies among the shards: `clear` could not remove it."""
+    if folders := sorted(path for path in folder.glob("*") if path.is_dir()):
+        raise UserError(f"{folders[0]} is a folder, which no shard is; move it elsewhere.")
 
 
 def run_beam(work, items, check, arguments):
@@ -146,7 +161,10 @@ def run(work, items, check, workers):
                 bar.set_description(f"{stage} {len(items) - len(waiting)}/{len(items)}")
                 bar.update(count.value - bar.n)
         except concurrent.futures.process.BrokenProcessPool:
-            raise UserError("a worker was killed, short of memory? run the same again") from None
+            raise UserError(
+                "a worker was killed, perhaps for lack of memory; run the same again, with fewer "
+                "--workers."
+            ) from None
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 
