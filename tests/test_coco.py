@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -138,6 +139,19 @@ def test_a_worker_is_sent_its_unit_only(tmp_path):
     path = instances(tmp_path, annotations=[ANNOTATION] * 10_000)
     kinds = [raw.KINDS["coco"], evaluation_sets.KINDS["coco_object"]]
     assert all(len(pickle.dumps(kind(path, tmp_path))) < 10_000 for kind in kinds)
+
+
+def test_a_worker_of_training_is_sent_little(tmp_path):
+    """Bytes, not objects: what arrives takes no more memory than what is sent."""
+    path = instances(tmp_path, annotations=[ANNOTATION] * 10_000)
+    source = open_source(path)
+    sent = pickle.dumps(source)
+    tracemalloc.start()
+    arrived = pickle.loads(sent)
+    taken, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert max(len(sent), taken) < path.stat().st_size / 10
+    assert arrived.images[0] == source.images[0] and len(arrived[0]["annotations"]) == 10_000
 
 
 def panoptic(folder, segments, ids=(0, 5, 9)):

@@ -4,6 +4,7 @@ import os
 
 from samclip_jax.data.annotations import BadAnnotation, shown, usable
 from samclip_jax.data.coco import (
+    CompressedList,
     is_file_name,
     is_text,
     listed,
@@ -23,10 +24,10 @@ class Captions(Files):
     """COCO's captions json; Karpathy's, of which `split` is taken; Flickr30k's
     results_20130124.token.
 
-    images: of each the dict {"key": path under the folder `images`, "captions": [str], "error":
-    what is wrong with it or None}; to read one without captions is a BadRecord, `no_annotation`.
-    dropped: [(image, caption's id, reason, detail)] of the captions that cannot be used. UserError
-    where no caption can.
+    images: a CompressedList, of each the dict {"key": path under the folder `images`, "captions":
+    [str], "error": what is wrong with it or None}; to read one without captions is a BadRecord,
+    `no_annotation`. dropped: [(image, caption's id, reason, detail)] of the captions that cannot be
+    used. UserError where no caption can.
     """
 
     def __init__(self, annotations, images, split=None):
@@ -42,13 +43,14 @@ class Captions(Files):
                 entries, self.dropped = match(self.path, contents, "caption", self.folder)
         if split and not splits:
             raise UserError(f"{annotations} has no splits: leave out {split!r}.")
-        self.images = [self._read(image) for image in entries]
-        if not any(image["captions"] for image in self.images):
+        images = [self._read(image) for image in entries]
+        if not any(image["captions"] for image in images):
             raise UserError(
                 f"{annotations} has no captions that can be used in {split or 'any split'}; give "
                 "COCO's or Karpathy's json or Flickr30k's results_20130124.token."
             )
         report_dropped_of_file(self.path, self.dropped)
+        self.images = CompressedList(images)
 
     def _read(self, image):
         captions, dropped = usable(image["annotations"], _caption)

@@ -4,10 +4,13 @@ Ids that are numbers in one list and text in another are matched as text. An ent
 used costs itself: an image's, its record; an annotation's, the annotation.
 """
 
+import collections
 import functools
 import json
 import os
+import pickle
 import re
+import zlib
 
 import numpy as np
 from absl import logging
@@ -39,11 +42,28 @@ FORMATS = {
 OF_2014 = re.compile(r"COCO_[a-z]+2014_(\d{12}\.jpg)")
 
 
+class CompressedList(collections.abc.Sequence):
+    """A list of json's values as bytes, each decoded, to a copy, when it is asked for.
+
+    A source is sent to every worker and stays there: as Python's objects a json file takes five
+    times its size, and longer to arrive than to be read.
+    """
+
+    def __init__(self, values):
+        self._blocks = [zlib.compress(pickle.dumps(value), level=1) for value in values]
+
+    def __len__(self):
+        return len(self._blocks)
+
+    def __getitem__(self, index):
+        return pickle.loads(zlib.decompress(self._blocks[index]))
+
+
 class Coco(Files):
     """What COCO's formats share: a json file of images, categories and annotations.
 
-    images, dropped: as `match` makes them. categories: {id as text: name}. UserError where the file
-    is of another format or its ids do not fit together.
+    images, a CompressedList, and dropped: as `match` makes them. categories: {id as text: name}.
+    UserError where the file is of another format or its ids do not fit together.
     """
 
     has = None  # the key of FORMATS
@@ -53,16 +73,17 @@ class Coco(Files):
         super().__init__(annotations)
         self.folder = existing(images)
         contents = read_contents(self.path)
-        self.images, self.dropped = match(self.path, contents, self.has, self.folder, self.sized)
-        self.categories = _categories(self.path, contents, self.category_ids())
+        images, self.dropped = match(self.path, contents, self.has, self.folder, self.sized)
+        self.categories = _categories(self.path, contents, self.category_ids(images))
+        self.images = CompressedList(images)
         self.classes = list(self.categories.values())
 
     def __len__(self):
         return len(self.images)
 
-    def category_ids(self):
+    def category_ids(self, images):
         """Those that annotations have, as they have them."""
-        return [each.get("category_id") for image in self.images for each in image["annotations"]]
+        return [each.get("category_id") for image in images for each in image["annotations"]]
 
     def image(self, index):
         """An entry of `images`. BadRecord where it cannot be used."""
@@ -278,8 +299,8 @@ class CocoPanoptic(Coco):
         self.maps = existing(maps)
         self.index = {id: i for i, id in enumerate(self.categories)}
 
-    def category_ids(self):
-        maps = (each.get("segments_info") for image in self.images for each in image["annotations"])
+    def category_ids(self, images):
+        maps = (each.get("segments_info") for image in images for each in image["annotations"])
         segments = (each for listed in maps if isinstance(listed, list) for each in listed)
         return [each.get("category_id") for each in segments if isinstance(each, dict)]
 
