@@ -106,12 +106,16 @@ def test_several_slices_are_cut_along_the_batch():
 
 @tpu
 def test_the_report_has_an_entry_for_every_program(small, tmp_path, capsys):
-    """Eight chips, of which two share each of the 4 SAM images, and each a CLIP image of 448 px."""
-    found = co.compile_only(experiment(small, clip_batch=32), "v5e:2x4", tmp_path / "report.json")
+    """Eight chips, of which two share each of the 4 images of 448 px."""
+    config = experiment(small)
+    del config.terms.sam
+    found = co.compile_only(config, "v5e:2x4", tmp_path / "report.json")
     assert json.loads((tmp_path / "report.json").read_text()) == found
     assert found["mesh"] == {"data": 4, "fsdp": 1, "image": 2} and found["devices"] == 8
-    sizes = [{"clip": 224, "sam": 256}, {"clip": 448, "sam": 256}]
-    assert [program["resolutions"] for program in found["programs"]] == sizes
+    assert [program["resolutions"] for program in found["programs"]] == [
+        {"clip": 224},
+        {"clip": 448},
+    ]
     for entry in (found, *found["programs"]):
         assert entry["fits"] and entry["hbm_bytes_per_device"] < entry["hbm_limit_bytes"] == 16e9
         assert 1 < entry["flops_per_device"] / entry["ideal_flops_per_device"] < 2
@@ -123,13 +127,18 @@ def test_the_report_has_an_entry_for_every_program(small, tmp_path, capsys):
 
 @tpu
 def test_what_does_not_fit_says_what_to_change(small, tmp_path, monkeypatch):
-    """Less memory in the table than it takes: the report is written, the sentence tells."""
+    """Less memory in the table than both terms take, where two chips share each of 4 SAM images:
+    the report is written, the sentence tells."""
     monkeypatch.setitem(co.CHIPS, "TPU v5 lite", co.CHIPS["TPU v5 lite"]._replace(memory=1e6))
     config = experiment(small)
     config.streams.clip.resolutions = (224,)
     with pytest.raises(UserError, match=r"does not hold this step .*micro_batches .*fsdp"):
-        co.compile_only(config, "v5e:2x2", tmp_path / "report.json")
-    assert json.loads((tmp_path / "report.json").read_text())["fits"] is False
+        co.compile_only(config, "v5e:2x4", tmp_path / "report.json")
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert not report["fits"] and report["mesh"]["image"] == 2
+    (program,) = report["programs"]
+    assert program["resolutions"] == {"clip": 224, "sam": 256}
+    assert 1 < program["flops_per_device"] / program["ideal_flops_per_device"] < 2
 
 
 @tpu
