@@ -22,6 +22,7 @@ from samclip_jax.models import config as model_config
 from samclip_jax.models.samclip import LOGIT_SCALE
 from samclip_jax.paths import any_path, is_remote
 
+RENAMED = {"encoder/neck/conv2": "encoder/neck/conv2/kernel"}
 KIND_NAMES = {"sam": "a SAM", "clip": "a CLIP", "samclip": "a merged SAM-CLIP"}
 STEPS = "checkpoints"
 
@@ -68,16 +69,22 @@ def load_model(directory, kinds=None, shardings=None, initial=False):
         step = None if initial else newest_step(directory)
         newest = [] if step is None else [directory / STEPS / str(step)]
         sources = [directory / "params", *newest]
-        origin = {name: (leaf, path) for path in sources for name, leaf in _stored(path).items()}
-        abstract = {name: leaf for name, (leaf, _) in origin.items()}
+        origin = {  # of files made before a parameter had its name, too
+            RENAMED.get(name, name): (name, leaf, path)
+            for path in sources
+            for name, leaf in _stored(path).items()
+        }
+        abstract = {name: leaf for name, (_, leaf, _) in origin.items()}
         unscaled = model_config.kind_of(config) == "samclip" and "logit_scale" not in origin
         if unscaled:
             abstract["logit_scale"] = jax.ShapeDtypeStruct((), np.float32)
         placed = shardings(abstract) if shardings else dict.fromkeys(abstract, _one_device())
         params = {}
         for source in sources:
-            names = [name for name, (_, path) in origin.items() if path == source]
-            params |= _load(source, {name: _at(abstract[name], placed[name]) for name in names})
+            names = {name: old for name, (old, _, path) in origin.items() if path == source}
+            wanted = {old: _at(abstract[name], placed[name]) for name, old in names.items()}
+            loaded = _load(source, wanted)
+            params |= {name: loaded[old] for name, old in names.items()}
         if unscaled:
             params["logit_scale"] = jax.make_array_from_callback(
                 (), placed["logit_scale"], lambda _: np.float32(LOGIT_SCALE)

@@ -58,9 +58,14 @@ def adamw(config, factors):
         clip,
         optax.scale_by_adam(config.b1, config.b2, config.eps),
         optax.add_decayed_weights(config.weight_decay, mask=decayed),
-        optax.stateless(lambda updates, _: jax.tree.map(lambda u, f: u * f, updates, factors)),
+        scale_by_factors(factors),
         optax.scale_by_learning_rate(schedule(config)),
     )
+
+
+def scale_by_factors(factors):
+    """The optax transformation that multiplies every update by its parameter's factor."""
+    return optax.stateless(lambda updates, _: jax.tree.map(lambda u, f: u * f, updates, factors))
 
 
 def mean_over_parts(function, batch, count, axis=0):

@@ -106,6 +106,18 @@ def test_a_merged_model_without_a_logit_scale_gets_the_usual_one(tmp_path):
         assert_same(params, make_params())
 
 
+def test_a_parameter_of_an_older_name_gets_its_own(tmp_path):
+    """Of a model, and of a step of a run that trained it."""
+    old, new = "encoder/neck/conv2", "encoder/neck/conv2/kernel"
+    checkpoint.save_model(tmp_path, CONFIG, {old: np.float32([1]), "head/bias": np.float32([2])})
+    assert checkpoint.load_model(tmp_path)[1] == {new: 1, "head/bias": 2}
+    steps = checkpoint.TrainCheckpoints(tmp_path, every_steps=1, keep=1)
+    steps.save(1, {"params": {old: jnp.float32([3])}})
+    steps.close()
+    assert checkpoint.load_model(tmp_path)[1] == {new: 3, "head/bias": 2}
+    assert checkpoint.load_model(tmp_path, initial=True)[1] == {new: 1, "head/bias": 2}
+
+
 def test_steps_are_saved_when_due_or_forced_and_only_the_newest_are_kept(tmp_path):
     steps = checkpoint.TrainCheckpoints(tmp_path, every_steps=10, keep=2)
     due, saved = [], []

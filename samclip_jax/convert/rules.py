@@ -239,7 +239,7 @@ SEGMENT_ANYTHING_RULES = rules(
     *sam_encoder("image_encoder.blocks.{}", "norm"),
     ("encoder/neck/conv1/kernel", pointwise, "image_encoder.neck.0.weight"),
     ("encoder/neck/norm1", NORM, "image_encoder.neck.1"),
-    ("encoder/neck/conv2", convolution, "image_encoder.neck.2.weight"),
+    ("encoder/neck/conv2/kernel", convolution, "image_encoder.neck.2.weight"),
     ("encoder/neck/norm2", NORM, "image_encoder.neck.3"),
     (
         "prompt_encoder/gaussian",
@@ -266,7 +266,7 @@ SAM_MODEL_RULES = rules(
     *sam_encoder("vision_encoder.layers.{}", "layer_norm"),
     ("encoder/neck/conv1/kernel", pointwise, "vision_encoder.neck.conv1.weight"),
     ("encoder/neck/norm1", NORM, "vision_encoder.neck.layer_norm1"),
-    ("encoder/neck/conv2", convolution, "vision_encoder.neck.conv2.weight"),
+    ("encoder/neck/conv2/kernel", convolution, "vision_encoder.neck.conv2.weight"),
     ("encoder/neck/norm2", NORM, "vision_encoder.neck.layer_norm2"),
     ("prompt_encoder/gaussian", same, "shared_image_embedding.positional_embedding"),
     ("prompt_encoder/point_embeddings/{}", row, "prompt_encoder.point_embed.{}.weight"),

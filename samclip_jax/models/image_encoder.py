@@ -8,6 +8,7 @@ from flax import nnx
 
 from samclip_jax import sharding
 from samclip_jax.models.layers import (
+    Conv,
     LayerNorm,
     Linear,
     Mlp,
@@ -82,19 +83,11 @@ class Neck(nnx.Module):
     def __init__(self, width, channels, rngs):
         self.conv1 = Linear(width, channels, rngs, bias=False)
         self.norm1 = LayerNorm(channels, 1e-6)
-        self.conv2 = normal(rngs, (3, 3, channels, channels), std=(9 * channels) ** -0.5)
+        self.conv2 = Conv(channels, channels, rngs)
         self.norm2 = LayerNorm(channels, 1e-6)
 
     def __call__(self, x):  # [B, h, w, width] -> [B, h, w, channels]
-        x = self.norm1(self.conv1(x))
-        x = jax.lax.conv_general_dilated(
-            x,
-            self.conv2.astype(x.dtype),
-            window_strides=(1, 1),
-            padding="SAME",
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        )
-        return self.norm2(x)
+        return self.norm2(self.conv2(self.norm1(self.conv1(x))))
 
 
 class ImageEncoder(nnx.Module):

@@ -92,6 +92,18 @@ class PatchConv(Linear):
         return super().__call__(x.reshape(*lead, height // p, width // p, p * p * c))
 
 
+class Conv(nnx.Module):
+    """A 3 x 3 convolution, zeros around the grid, no bias."""
+
+    def __init__(self, inputs, outputs, rngs):
+        self.kernel = normal(rngs, (3, 3, inputs, outputs), std=(9 * inputs) ** -0.5)
+
+    def __call__(self, x):  # [B, h, w, inputs] -> [B, h, w, outputs]
+        kernel = sharding.whole(self.kernel.astype(x.dtype))
+        layout = ("NHWC", "HWIO", "NHWC")
+        return jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=layout)
+
+
 class Upscale(nnx.Module):
     """A transposed convolution with kernel 2 and stride 2, every pixel's 2 x 2 block left where
     the pixel is: to bring features into the order of an image costs more than to make them."""
@@ -101,7 +113,8 @@ class Upscale(nnx.Module):
         self.bias = zeros((outputs,))
 
     def __call__(self, x):  # [..., inputs] -> [..., 2, 2, outputs]
-        y = jnp.einsum("...i,iabo->...abo", x, self.kernel.astype(x.dtype))
+        kernel = sharding.whole(self.kernel.astype(x.dtype))
+        y = jnp.einsum("...i,iabo->...abo", x, kernel)
         return y + self.bias.astype(x.dtype)
 
 
