@@ -49,8 +49,8 @@ def experiment(encoder, changes, folder):
         config.init = config.teachers.sam = str(folder)
     config.fsdp = changes["fsdp"]
     config.remat = changes.get("remat", config.remat)
-    for term in config.terms.values():
-        term.micro_batches = changes.get("micro_batches", term.micro_batches)
+    for stream in config.streams.values():
+        stream.micro_batches = changes.get("micro_batches", stream.micro_batches)
     return config
 
 

@@ -19,6 +19,7 @@ from samclip_jax.errors import UserError
 from samclip_jax.metrics import write_json
 from samclip_jax.models.config import ClipConfig, ClipHeadConfig, SamClipConfig, SamConfig, kind_of
 from samclip_jax.paths import output_file
+from samclip_jax.teachers import at_rest, kinds
 
 
 class Chip(NamedTuple):
@@ -49,7 +50,7 @@ NO_TPU = {  # libtpu would ask the network what TPU this is, and lock it
 TOO_LARGE = re.compile(  # how XLA says how much it would have needed
     r"Used ([\d.]+)([MG]) of \S+ hbm|\(([\d.]+)([MG])\) exceeds available HBM"
 )
-PARENTS = {"sam": SamConfig(), "clip": ClipConfig()}  # where a config names no checkpoint (4.1)
+PARENTS = {"sam": SamConfig(), "clip": ClipConfig()}  # by kind, for want of a checkpoint (4.1)
 
 
 def compile_only(values, topology, report=None):
@@ -80,7 +81,7 @@ def compile_only(values, topology, report=None):
         raise UserError(
             f"{topology} does not hold this step ({described(most['resolutions'])}): "
             f"{most['hbm_bytes_per_device'] / 1e9:.1f} GB a chip of {chip.memory / 1e9:.0f}. Raise "
-            "terms.NAME.micro_batches (fewer activations at a time) or fsdp (less state a chip), "
+            "streams.NAME.micro_batches (fewer activations at a time) or fsdp (less state a chip), "
             "or take more chips"
         )
     return found
@@ -174,11 +175,11 @@ def abstract_step(config, streams, mesh, sizes):
         )
 
     train.require_cuts(config, streams, student.sam.encoder.patch, mesh)
-    graph, params = models.split(models.abstract(student))
+    graph, params = models.split_images(student)
     trainable, frozen, factors = optim.partition(params, config.lr_factors)
     optimizer = optim.adamw(config.optimizer, factors)
-    state = train.start_state(streams, trainable, jax.eval_shape(optimizer.init, trainable))
-    split = {name: models.split(models.abstract(each)) for name, each in teachers.items()}
+    state = train.start_state(config.terms, trainable, jax.eval_shape(optimizer.init, trainable))
+    split = {name: models.split_images(each) for name, each in teachers.items()}
     graphs = {name: teacher_graph for name, (teacher_graph, _) in split.items()}
     shapes, batches = {}, {}
     for name, (resolution, images) in sizes.items():
@@ -191,7 +192,7 @@ def abstract_step(config, streams, mesh, sizes):
             sharding.batch_shardings(mesh, images, batch),
         )
     resting = {
-        name: jax.eval_shape(lambda x: train.at_rest(x, config.dtype), teacher)
+        name: jax.eval_shape(lambda x: at_rest(x, config.dtype), teacher)
         for name, (_, teacher) in split.items()
     }
     teacher_params = {name: placed(teacher) for name, teacher in resting.items()}
@@ -205,11 +206,9 @@ def model_configs(config):
     """(SamClipConfig of the student, {teacher: config}): of the checkpoints that the config names,
     or of the paper's parents where it names none."""
     teachers = {}
-    for term in config.terms.values():
-        path = config.teachers.get(term.teacher)
-        kinds = train.TEACHER_KINDS[term.loss]
-        found = checkpoint.load_config(path, kinds) if path else PARENTS[term.loss]
-        teachers[term.teacher] = found
+    for name, fitting in kinds(config.terms).items():
+        path = config.teachers[name]
+        teachers[name] = checkpoint.load_config(path, fitting) if path else PARENTS[fitting[0]]
     start = checkpoint.load_config(config.init, ("sam", "samclip")) if config.init else SamConfig()
     if kind_of(start) == "samclip":
         return start, teachers

@@ -28,18 +28,23 @@ from samclip_jax.validation import (
 
 Dtype = Literal["float32", "bfloat16"]  # that models compute in
 Decay = Annotated[float, Range(ge=0, lt=1)]  # of a moving average
-STREAM = {"kind": str, "workers": NonNegativeInt, "sources": dict}  # other keys are its kind's
+STREAM = {  # other keys are its kind's
+    "kind": str,
+    "workers": NonNegativeInt,
+    "micro_batches": PositiveInt,  # equal parts of a batch, one after the other, gradients averaged
+    "sources": dict,
+}
 
 
 @dataclasses.dataclass(frozen=True)
 class TermConfig(Validated):
-    """One distillation term of the loss; see the registry TERMS in train.py."""
+    """One distillation term: weight times the loss between the student's output and a teacher's."""
 
-    loss: str  # clip: cosine distance to the CLIP teacher; sam: masks of the SAM teacher
     stream: str  # the data it is computed on
     teacher: str  # the frozen model it is distilled from
+    target: Literal["summary", "masks"]  # the output that is compared, of the models' OUTPUTS
+    loss: Literal["cosine", "masks"]  # of train.LOSSES
     weight: NonNegativeFloat
-    micro_batches: PositiveInt  # the batch is taken in so many equal parts, gradients averaged
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +57,13 @@ class MaskLossConfig(Validated):
     focal_alpha: Share
     focal_gamma: NonNegativeFloat
     targets: Literal["soft", "binary"]  # the teacher's probabilities, or its masks at logit 0
+    padding: bool  # focal and dice count what lies beside the photograph too
+    tokens: tuple[NonNegativeFloat, ...]  # weights of the mask tokens, the single mask's first
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not sum(self.tokens):
+            raise UserError(f"tokens must have a weight that is not 0, got {self.tokens}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,6 +101,8 @@ class TrainConfig(Validated):
     lr_factors: tuple
     optimizer: OptimizerConfig
     steps: PositiveInt
+    max_bad_steps: PositiveInt
+    gradient_dtype: Dtype
     dtype: Dtype
     remat: bool
     fsdp: PositiveInt

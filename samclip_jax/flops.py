@@ -5,6 +5,8 @@ Matrix products alone, as `hlo.count` counts: the rest is too little to matter.
 
 from samclip_jax.models.config import kind_of
 
+HEADS = {"summary": "clip_head", "masks": "mask_decoder"}  # output: the parameters that make it
+
 
 def step(terms, student, teachers, trained, batches):
     """Of one training step on all devices together.
@@ -13,24 +15,36 @@ def step(terms, student, teachers, trained, batches):
     first parts of the names of trainable parameters; batches: {stream: {name: shape}}.
     """
     total = 0
-    for term in terms.values():
-        shapes, teacher = batches[term.stream], teachers[term.teacher]
-        images, height, width, _ = shapes["image"]
-        size = height, width
-        if term.loss == "clip":
-            name, head = "clip_head", clip_head(student, size)
-            target = clip_image(teacher, size)
-        else:
-            _, prompts, points = shapes["labels"]
-            name, head = "mask_decoder", prompts * mask_decoder(student.sam, size, points)
-            target = encoder(_sam(teacher).encoder, size)
-            target += prompts * mask_decoder(_sam(teacher), size, points)
-        body = encoder(student.sam.encoder, size)
-        total += images * (target + body * (3 if "encoder" in trained else 1))
-        # a gradient takes as much again for the weights, and for what came into the layer
-        gradients = (name in trained) + bool(trained & {name, "encoder"})
-        total += images * head * (1 + gradients)
+    for stream, shapes in batches.items():
+        of_stream = [term for term in terms.values() if term.stream == stream]
+        images = shapes["image"][0]
+        for name in {term.teacher for term in of_stream}:
+            targets = {term.target for term in of_stream if term.teacher == name}
+            total += images * outputs(teachers[name], targets, shapes)
+        body = encoder(student.sam.encoder, shapes["image"][1:3])
+        total += images * body * (3 if "encoder" in trained else 1)
+        for target in {term.target for term in of_stream}:
+            # a gradient takes as much again for the weights, and for what came into the layer
+            gradients = (HEADS[target] in trained) + bool(trained & {HEADS[target], "encoder"})
+            total += images * head(student, target, shapes) * (1 + gradients)
     return total
+
+
+def outputs(config, targets, shapes):
+    """What a model takes for these outputs, for one image of a batch of such shapes."""
+    size = shapes["image"][1:3]
+    if kind_of(config) == "clip":
+        return clip_image(config)
+    return encoder(_sam(config).encoder, size) + sum(head(config, t, shapes) for t in targets)
+
+
+def head(config, target, shapes):
+    """The same, of an output from the encoder's tokens on."""
+    size = shapes["image"][1:3]
+    if target == "summary":
+        return clip_head(config, size)
+    _, prompts, points = shapes["labels"]
+    return prompts * mask_decoder(_sam(config), size, points)
 
 
 def encoder(config, size):
@@ -54,10 +68,8 @@ def clip_head(config, size):
     return head.depth * _grid_block(sam, h * w, h, w) + _mlp(1, *widths)
 
 
-def clip_image(config, size):
-    """What CLIP's image tower, or a merged model in its place, takes for one image."""
-    if kind_of(config) == "samclip":
-        return encoder(config.sam.encoder, size) + clip_head(config, size)
+def clip_image(config):
+    """What CLIP's image tower takes for one image, whatever its size."""
     config = config.vision
     patches = (config.image_size // config.patch) ** 2
     blocks = config.depth * _block(config, 1 + patches, 1 + patches)

@@ -50,17 +50,19 @@ def schedule(config):
 def adamw(config, factors):
     """The optax transformation for a flat dict with these factors. Decays kernels only."""
 
-    def decayed(params):
-        return {name: name.endswith("kernel") for name in params}
-
     clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()
     return optax.chain(
         clip,
         optax.scale_by_adam(config.b1, config.b2, config.eps),
-        optax.add_decayed_weights(config.weight_decay, mask=decayed),
+        optax.add_decayed_weights(config.weight_decay, mask={n: is_decayed(n) for n in factors}),
         scale_by_factors(factors),
         optax.scale_by_learning_rate(schedule(config)),
     )
+
+
+def is_decayed(name):
+    """Whether weight decay acts on the parameter of this name: on what multiplies activations."""
+    return name.endswith("/kernel")
 
 
 def scale_by_factors(factors):

@@ -55,12 +55,15 @@ def base():
         focal_alpha=0.25,  # SAM 2's code
         focal_gamma=2.0,
         targets="soft",  # or binary
+        padding=True,  # or not; SAM's masks, too, are of the whole frame
+        tokens=(1.0, 1.0, 1.0, 1.0),  # evenly: the single mask, then the three of an unclear prompt
     )
     config.streams = ConfigDict()
     config.streams.clip = dict(
         kind="clip",
         sources=dict(main=source("folder", weight=1)),  # how often an epoch has each image
         workers=8,
+        micro_batches=1,
         batch_size=CLIP_BATCH,
         resolutions=(224, 448),  # 4.1
         base_resolution=224,
@@ -77,11 +80,13 @@ def base():
         b1=0.9,  # CVNets
         b2=0.98,  # CVNets
         eps=1e-6,  # CVNets
-        clip_norm=1.0,
+        clip_norm=0.0,  # 0: none, CVNets
     )
     config.lr_factors = ()
     config.steps = 0
+    config.max_bad_steps = 10  # in a row without a finite loss and gradient; then the run stops
     config.dtype = "bfloat16"  # CVNets: mixed precision; state, losses and norms are float32
+    config.gradient_dtype = "float32"  # of sums over micro-batches and streams; or bfloat16
     config.remat = True  # the gradient makes activations again, all but most of attention's outputs
     config.fsdp = 1  # chips that share one copy of the state; 8 on pods
     config.seed = 0
@@ -94,16 +99,19 @@ def base():
 
 
 def clip_term():
-    return ConfigDict(dict(loss="clip", stream="clip", teacher="clip", weight=1.0, micro_batches=1))
+    return ConfigDict(
+        dict(stream="clip", teacher="clip", target="summary", loss="cosine", weight=1.0)
+    )
 
 
 def sam_term():
     """L_SAM and the data it is computed on."""
-    term = dict(loss="sam", stream="sam", teacher="sam", weight=10.0, micro_batches=1)  # lambda
+    term = dict(stream="sam", teacher="sam", target="masks", loss="masks", weight=10.0)  # lambda
     stream = dict(
         kind="sam",
         sources=dict(main=source("sa1b", weight=1)),
         workers=4,
+        micro_batches=1,
         batch_size=32,  # appendix A
         image_size=1024,
         prompts=dict(

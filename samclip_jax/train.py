@@ -1,8 +1,9 @@
 """SAM-CLIP's training, from top to bottom: model, data, loss, step, loop.
 
 A stage is a set of distillation terms. Stage 1 has L_CLIP with the encoder frozen, stage 2 has
-L_CLIP + 10 L_SAM with everything trained, stage 3 is stage 1 at higher resolution. The step takes
-the gradient of every term and makes one update from their weighted sum.
+L_CLIP + 10 L_SAM with everything trained, stage 3 is stage 1 at higher resolution. The step goes
+stream by stream: what the teachers give for the batch, one pass of the student, the gradient of the
+weighted sum of the stream's terms. The gradients are added, and there is one update.
 """
 
 import collections
@@ -16,9 +17,19 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from samclip_jax import checkpoint, evals, interrupt, models, optim, resume, sharding
+from samclip_jax import (
+    bad_steps,
+    checkpoint,
+    evals,
+    interrupt,
+    models,
+    optim,
+    resume,
+    sharding,
+    teachers,
+)
 from samclip_jax.compilation import Programs
-from samclip_jax.config import TrainConfig, build
+from samclip_jax.config import STREAM, TrainConfig, build
 from samclip_jax.data import pipeline, sources
 from samclip_jax.data.decode import REASONS
 from samclip_jax.errors import UserError, under
@@ -26,30 +37,28 @@ from samclip_jax.inference.model import Model
 from samclip_jax.losses import cosine_distance, mask_distillation
 from samclip_jax.metrics import MetricWriter, Timer
 from samclip_jax.models.config import ClipHeadConfig, kind_of
-from samclip_jax.models.samclip import combine, same_texts
+from samclip_jax.models.samclip import combine
 from samclip_jax.paths import any_path
 from samclip_jax.tokenizer import Tokenizer
 
-# ---------------------------------------------------------------------------------------- terms
+# --------------------------------------------------------------------------------------- losses
 
 PROMPTS_TOGETHER = 4  # that a device decodes at a time
 
 
-def clip_term(student, teacher, batch, config):
-    """L_CLIP, eq. 1: cosine distance to the CLIP teacher's image embedding."""
-    target = teacher.encode_image(batch["image"], config.dtype)
-    tokens = student.encode(batch["image"], dtype=config.dtype, remat=config.remat).tokens
-    return cosine_distance(student.clip_head(tokens, config.remat).pooled, target).mean(), {}
+def cosine_loss(student, teacher, batch, config):
+    """L_CLIP, eq. 1: between two outputs "summary"."""
+    return cosine_distance(student, teacher).mean(), {}
 
 
-def sam_term(student, teacher, batch, config):
-    """L_SAM, eq. 2: the SAM teacher's masks for the same prompts."""
-    images = batch["image"], batch["size"], config.dtype, config.remat
-    encoded = [(model, model.encode(*images).embedding) for model in (student, teacher)]
+def mask_loss(student, teacher, batch, config):
+    """L_SAM, eq. 2: between two outputs "masks", for the same prompts."""
+
+    padding = config.mask_loss.padding
+    extent = None if padding else batch["size"] / jnp.array(batch["image"].shape[1:3])
 
     def of_prompts(prompts):
-        outputs = [model.predict_masks(embedding, **prompts) for model, embedding in encoded]
-        return mask_distillation(*outputs, config.mask_loss)
+        return mask_distillation(student(**prompts), teacher(**prompts), config.mask_loss, extent)
 
     prompts = {name: batch[name] for name in ("points", "labels")}
     if not config.remat:
@@ -66,36 +75,10 @@ def prompt_groups(prompts):
     )
 
 
-TERMS = {"clip": clip_term, "sam": sam_term}
+LOSSES = {"cosine": cosine_loss, "masks": mask_loss}
 STREAMS = {"clip": pipeline.ClipStream, "sam": pipeline.SamStream}
-TEACHER_KINDS = {"clip": ("clip", "samclip"), "sam": ("sam", "samclip")}
 
 # ----------------------------------------------------------------------------------------- model
-
-
-def load_teachers(config, mesh):
-    """{name: params} and {name: graph} of the teachers in the terms."""
-    params, graphs = {}, {}
-    place = functools.partial(sharding.shardings, mesh)
-    for term in config.terms.values():
-        path = config.teachers[term.teacher]
-        if not path:
-            kind = term.loss.upper()
-            raise UserError(
-                f"set --config.teachers.{term.teacher} to a converted {kind} checkpoint"
-            )
-        kinds = TEACHER_KINDS[term.loss]
-        with under(f"--config.teachers.{term.teacher}: "):
-            model_config, loaded, _ = checkpoint.load_model(path, kinds, place)
-        params[term.teacher] = at_rest(loaded, config.dtype)
-        graphs[term.teacher] = models.split(models.abstract(model_config))[0]
-    return params, graphs
-
-
-@functools.partial(jax.jit, static_argnums=1)
-def at_rest(params, dtype):
-    """A teacher's parameters with its matrices in the dtype that they are multiplied in."""
-    return {k: x.astype(dtype) if k.endswith("/kernel") else x for k, x in params.items()}
 
 
 def load_student(config, workdir, mesh):
@@ -105,52 +88,45 @@ def load_student(config, workdir, mesh):
     a new CLIP head. A new run's workdir becomes a model checkpoint of what it starts from.
     """
     if not (workdir / "model.json").exists():
-        begin(config, workdir)
+        begin(config, workdir, mesh)
     return checkpoint.load_model(workdir, ("samclip",), functools.partial(sharding.shardings, mesh))
 
 
-def begin(config, workdir):
-    """Makes workdir the checkpoint of the model that a new run starts from."""
+def begin(config, workdir, mesh):
+    """Makes workdir the checkpoint of what a new run starts from; no device holds all of it."""
     if not config.init:
         raise UserError("set --config.init to the checkpoint that training starts from")
+    place = functools.partial(sharding.shardings, mesh)
     with under("--config.init: "):
-        model_config, params, tokenizer = checkpoint.load_model(config.init, ("sam", "samclip"))
+        kinds = "sam", "samclip"
+        model_config, params, tokenizer = checkpoint.load_model(config.init, kinds, place)
     if kind_of(model_config) == "sam":
-        clip = next((t.teacher for t in config.terms.values() if t.loss == "clip"), None)
+        clip = next((t.teacher for t in config.terms.values() if t.target == "summary"), None)
         if clip is None or kind_of(checkpoint.load_config(config.teachers[clip])) != "clip":
             raise UserError("starting from a plain SAM takes a term whose teacher is a CLIP")
-        clip_config, clip_params, tokenizer = checkpoint.load_model(config.teachers[clip])
+        clip_config, clip_params, tokenizer = checkpoint.load_model(
+            config.teachers[clip], shardings=place
+        )
         head = ClipHeadConfig(**vars(config.head), embed_dim=clip_config.text.embed_dim)
         model_config, params = combine(
             model_config, params, clip_config, clip_params, head, config.seed
         )
     source = {"name": str(config.init), "sha256": None}
-    checkpoint.save_model(workdir, model_config, jax.device_get(params), tokenizer, source)
-
-
-def require_fit(config, params, teachers):
-    """UserError unless the student can learn from these teachers."""
-    for term in config.terms.values():
-        if term.loss == "clip" and not same_texts(params, teachers[term.teacher]):
-            raise UserError(
-                f"--config.teachers.{term.teacher}: its text tower is not the student's, whose "
-                "images would be learnt for other texts; give the CLIP that the first stage had, "
-                "or start from a plain SAM"
-            )
+    checkpoint.save_model(workdir, model_config, sharding.shard(mesh, params), tokenizer, source)
 
 
 def require_cuts(config, streams, patch, mesh):
     """UserError unless every image divides into patches, and over the devices that share it."""
-    sizes = batch_sizes(streams)
-    for term in config.terms.values():
-        for resolution, images in sizes[term.stream].items():
-            where = f"--config.streams.{term.stream}: {resolution} px"
+    for name, sizes in batch_sizes(streams).items():
+        for resolution, images in sizes.items():
+            where = f"--config.streams.{name}: {resolution} px"
             if resolution % patch:
                 raise UserError(f"{where} is no multiple of a patch, {patch} px")
-            shared = sharding.Cut.of(mesh, images // term.micro_batches).shared
-            prompts = streams[term.stream][1].prompts.per_image if term.loss == "sam" else shared
+            shared = sharding.Cut.of(mesh, images // config.streams[name]["micro_batches"]).shared
+            prompted = getattr(streams[name][1], "prompts", None)
+            prompts = prompted.per_image if prompted else shared
             if resolution // patch % shared or prompts % shared:
-                with_prompts = f" and {prompts} prompts" if term.loss == "sam" else ""
+                with_prompts = f" and {prompts} prompts" if prompted else ""
                 raise UserError(
                     f"{where}: {shared} devices cannot share an image of {resolution // patch} "
                     f"rows of patches{with_prompts} evenly; use a larger batch_size, a multiple of "
@@ -161,53 +137,83 @@ def require_cuts(config, streams, patch, mesh):
 # ------------------------------------------------------------------------------------------ step
 
 
-def start_state(streams, params, opt_state):
-    """The train state before the first step; its counts are numpy's."""
-    counts = {"step": 0, "bad_step": -1, "positions": dict.fromkeys(streams, 0)}
+def weighted_sum(terms, student, teachers, batch, config):
+    """Sum of weight times loss over the terms of one stream, and {"TERM/loss or part": value}.
+
+    teachers: {name: model}. Each model goes once over the batch, for all terms.
+    """
+
+    def outputs(model, terms):
+        names = {term.target for term in terms}
+        return model.outputs(batch, names, config.dtype, config.remat)
+
+    learned = outputs(student, terms.values())
+    targets = {
+        teacher: outputs(model, [term for term in terms.values() if term.teacher == teacher])
+        for teacher, model in teachers.items()
+    }
+    total, metrics = 0.0, {}
+    for name, term in terms.items():
+        target = targets[term.teacher][term.target]
+        loss, parts = LOSSES[term.loss](learned[term.target], target, batch, config)
+        total += term.weight * loss
+        metrics |= {f"{name}/{part}": value for part, value in {"loss": loss, **parts}.items()}
+    return total, metrics
+
+
+def start_state(terms, params, opt_state):
+    """The train state before the first step of these terms; its counts are numpy's."""
+    streams = {term.stream for term in terms.values()}
+    counts = {
+        "step": 0,
+        "positions": dict.fromkeys(streams, 0),
+        "bad_steps": bad_steps.start(terms, streams),
+    }
     return jax.tree.map(np.int32, counts) | {"params": params, "opt_state": opt_state}
 
 
 def make_step(config, student_graph, teacher_graphs, optimizer, mesh):
     """The jitted step: (state, frozen, teachers, batches) -> (state, metrics); call it under mesh.
 
-    state: {"step", "bad_step": int32; "positions": {stream: int32}; "params": the trainable ones,
-    float32; "opt_state"}, donated. frozen: the student's other parameters. teachers: {name:
-    params}. batches: {stream: batch}. bad_step is the first step whose loss or gradient was not
-    finite, or -1.
+    state: {"step": int32; "positions": {stream: int32}; "bad_steps": see bad_steps.py; "params":
+    the trainable ones, float32; "opt_state"}, donated. frozen: the student's other parameters.
+    teachers: {name: params}. batches: {stream: batch}. metrics: TERM/loss and its parts without the
+    term's weight, STREAM/grad_norm of the weighted sum of its terms, grad_norm of their sum.
     """
 
-    def gradient(term, params, frozen, teacher, batch):
+    def gradient(stream, terms, params, frozen, teachers, batch):
         def loss(params, batch):
             student = models.merge(student_graph, {**params, **frozen})
-            value, parts = TERMS[term.loss](student, teacher, batch, config)
-            return term.weight * value, {"loss": value, **parts}
+            return weighted_sum(terms, student, teachers, batch, config)
 
         def micro_step(batch):
             with sharding.activations(mesh, len(batch["image"])):
                 (_, metrics), grads = jax.value_and_grad(loss, has_aux=True)(params, batch)
-            return grads, metrics
+            return optax.tree.cast(grads, config.gradient_dtype), metrics
 
-        return optim.mean_over_parts(micro_step, batch, term.micro_batches)
+        return optim.mean_over_parts(micro_step, batch, config.streams[stream]["micro_batches"])
 
     def step(state, frozen, teachers, batches):
         params, metrics = state["params"], {}
-        total = jax.tree.map(jnp.zeros_like, params)
-        for name, term in config.terms.items():
-            teacher = models.merge(teacher_graphs[term.teacher], teachers[term.teacher])
-            grads, parts = gradient(term, params, frozen, teacher, batches[term.stream])
+        total = optax.tree.zeros_like(params, dtype=config.gradient_dtype)
+        for stream in batches:
+            terms = {name: t for name, t in config.terms.items() if t.stream == stream}
+            used = {t.teacher for t in terms.values()}
+            merged = {name: models.merge(teacher_graphs[name], teachers[name]) for name in used}
+            grads, values = gradient(stream, terms, params, frozen, merged, batches[stream])
             total = jax.tree.map(jnp.add, total, grads)
-            metrics |= {f"{name}/{part}": value for part, value in parts.items()}
-            metrics[f"{name}/grad_norm"] = optax.tree.norm(grads)
+            norm = optax.tree.norm(optax.tree.cast(grads, jnp.float32))
+            metrics |= values | {f"{stream}/grad_norm": norm}
+        total = optax.tree.cast(total, jnp.float32)
+        metrics["grad_norm"] = optax.tree.norm(total)
         updates, opt_state = optimizer.update(total, state["opt_state"], params)
-        watched = [f"{name}/{part}" for name in config.terms for part in ("loss", "grad_norm")]
-        finite = jnp.isfinite(sum(metrics[name] for name in watched))
-        bad = state["bad_step"] >= 0
+        updated = {"params": optax.apply_updates(params, updates), "opt_state": opt_state}
+        bad, updated = bad_steps.leave_out(config.max_bad_steps, metrics, state, updated)
         state = {
             "step": state["step"] + 1,
-            "bad_step": jnp.where(finite | bad, state["bad_step"], state["step"] + 1),
             "positions": {name: p + 1 for name, p in state["positions"].items()},
-            "params": optax.apply_updates(params, updates),
-            "opt_state": opt_state,
+            "bad_steps": bad,
+            **updated,
         }
         return jax.lax.with_sharding_constraint(state, sharding.shardings(mesh, state)), metrics
 
@@ -224,7 +230,7 @@ def read_streams(config):
         if name not in config.streams:
             raise UserError(f"--config.streams has no {name!r}; it has {', '.join(config.streams)}")
         options = dict(config.streams[name])
-        kind, workers, parts = (options.pop(key) for key in ("kind", "workers", "sources"))
+        kind, workers, _, parts = (options.pop(key) for key in STREAM)
         if kind not in STREAMS:
             known = ", ".join(STREAMS)
             raise UserError(f"--config.streams.{name}.kind must be one of {known}, got {kind!r}")
@@ -256,10 +262,7 @@ def start_streams(opened, seed, positions, mesh):
 def read_config(values):
     """A ConfigDict -> TrainConfig; UserError for what is wrong in it by itself."""
     config = build(TrainConfig, values.to_dict(), "--config")
-    for name, term in config.terms.items():
-        if term.loss not in TERMS:
-            known = ", ".join(TERMS)
-            raise UserError(f"--config.terms.{name}.loss must be one of {known}, got {term.loss!r}")
+    for term in config.terms.values():
         if term.teacher not in config.teachers:
             raise UserError(
                 f"teachers has no {term.teacher!r}: set --config.teachers.{term.teacher}"
@@ -269,15 +272,16 @@ def read_config(values):
 
 def lay_out(config, streams, devices=None):
     """The mesh on which every batch of the streams, and its micro-batches, can be cut."""
-    sizes, batches = batch_sizes(streams), []
-    for name, term in config.terms.items():
-        for resolution, images in sizes[term.stream].items():
-            if images % term.micro_batches:
+    batches = []
+    for name, sizes in batch_sizes(streams).items():
+        micro_batches = config.streams[name]["micro_batches"]
+        for resolution, images in sizes.items():
+            if images % micro_batches:
                 raise UserError(
-                    f"--config.terms.{name}.micro_batches={term.micro_batches} does not divide the "
-                    f"{images} images of a batch of streams.{term.stream} at {resolution} px"
+                    f"--config.streams.{name}.micro_batches={micro_batches} does not divide the "
+                    f"{images} images of a batch at {resolution} px"
                 )
-            batches.append(images // term.micro_batches)
+            batches.append(images // micro_batches)
     return sharding.make_mesh(config.fsdp, batches, devices)
 
 
@@ -295,18 +299,23 @@ def train(values, workdir):
         name: (sources.make_sources(parts, f"--config.streams.{name}.sources"), stream, workers)
         for name, (parts, stream, workers) in opened.items()
     }
+    evals.require_usable(config.evals)
     order = resume.data_order(config.seed, opened)
     resume.require_same(workdir, config.steps, order)
-    teachers, graphs = load_teachers(config, mesh)
+    teacher_params, graphs = teachers.load(config, mesh)
     model_config, params, tokenizer = load_student(config, workdir, mesh)
     require_cuts(config, opened, model_config.sam.encoder.patch, mesh)
-    require_fit(config, params, teachers)
+    teachers.require_fit(config, params, teacher_params)
+    params, teacher_params = (  # the frozen text towers are compared, and not needed any more
+        models.image_params(params),
+        {name: models.image_params(each) for name, each in teacher_params.items()},
+    )
 
     trainable, frozen, factors = optim.partition(params, config.lr_factors)
     optimizer, schedule = optim.adamw(config.optimizer, factors), optim.schedule(config.optimizer)
     moments = sharding.shardings(mesh, jax.eval_shape(optimizer.init, trainable))
     opt_state = jax.jit(optimizer.init, out_shardings=moments)(trainable)
-    state = sharding.shard(mesh, start_state(opened, trainable, opt_state))
+    state = sharding.shard(mesh, start_state(config.terms, trainable, opt_state))
     del params, trainable, opt_state
     checkpoints = checkpoint.TrainCheckpoints(
         workdir, config.checkpoint_every, config.checkpoints_kept
@@ -321,7 +330,8 @@ def train(values, workdir):
     if tokenizer is not None:
         tokenizer = Tokenizer(tokenizer, model_config.text.context_length)
     student = Model(model_config, {}, tokenizer, config.dtype)
-    step_function = make_step(config, student.graph, graphs, optimizer, mesh)
+    graph, _ = models.split_images(model_config)
+    step_function = make_step(config, graph, graphs, optimizer, mesh)
     streams = start_streams(opened, config.seed, jax.device_get(state["positions"]), mesh)
     programs = Programs({name: stream.resolutions for name, (_, stream, _) in opened.items()})
     writer, timer = MetricWriter(workdir), Timer()
@@ -345,17 +355,17 @@ def train(values, workdir):
             before = metrics
             sides = {name: batch["image"].shape[1] for name, batch in batches.items()}
             with programs.calling(sides), jax.set_mesh(mesh):
-                state, metrics = step_function(state, frozen, teachers, batches)
+                state, metrics = step_function(state, frozen, teacher_params, batches)
             jax.block_until_ready(before)  # no more than two batches lie on the devices
             timer.step()
             if step % config.log_every == 0 or step == first + 1 or last:
-                require_finite(state)
-                told = {"learning_rate": schedule(step - 1), **rejected, **timer.take()}
-                writer.write(step, jax.device_get(metrics | told), total=config.steps)
+                bad = bad_steps.require_few(config.max_bad_steps, state["bad_steps"])
+                host = {"learning_rate": schedule(step - 1), **bad, **rejected, **timer.take()}
+                writer.write(step, jax.device_get(metrics | host), total=config.steps)
             evaluating = not last and config.eval_every and step % config.eval_every == 0
             stopped_by = interrupts.requested(step)
             if last or evaluating or stopped_by or checkpoints.due(step):
-                require_finite(state)
+                bad_steps.require_few(config.max_bad_steps, state["bad_steps"])
                 checkpoints.save(step, state, force=True)
             if stopped_by:
                 checkpoints.wait()
@@ -363,13 +373,21 @@ def train(values, workdir):
                 sys.exit(interrupt.EXIT_CODE + stopped_by)
             if evaluating:
                 with interrupts.evaluating():
-                    model = student.with_params({**state["params"], **frozen})
-                    writer.write(step, evaluate(config, model), total=config.steps)
+                    evaluated = evaluate(config, workdir, mesh, student, state["params"])
+                    writer.write(step, evaluated, total=config.steps)
         if config.evals:
             with interrupts.evaluating():
-                evaluated = evaluate(config, student.with_params({**state["params"], **frozen}))
+                evaluated = evaluate(config, workdir, mesh, student, state["params"])
                 writer.write(config.steps, evaluated, total=config.steps)
     return evaluated
+
+
+def evaluate(config, workdir, mesh, student, params):
+    """{"NAME/metric": value} of config.evals, with the trained parameters. The rest, the text tower
+    too, is read from the workdir and lies on the devices for as long."""
+    place = functools.partial(sharding.shardings, mesh)
+    _, start, _ = checkpoint.load_model(workdir, shardings=place, initial=True)
+    return evals.evaluate_all(student.with_params({**start, **params}), config.evals)
 
 
 def counted(rejected):
@@ -377,24 +395,5 @@ def counted(rejected):
     return [(reason, int(n)) for reason, n in zip(REASONS, rejected, strict=True) if n]
 
 
-def evaluate(config, model):
-    """{"name/metric": value} of the tasks in config.evals."""
-    values = {}
-    for name, options in config.evals.items():
-        results = evals.evaluate(model, flag=f"--config.evals.{name}.data", **options)
-        values |= {f"{name}/{metric}": value for metric, value in results.items()}
-    return values
-
-
 def abstract(array):
     return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=array.sharding)
-
-
-def require_finite(state):
-    """UserError naming the first step whose loss or gradient was not finite."""
-    if int(state["bad_step"]) >= 0:
-        raise UserError(
-            f"the loss or its gradient was not finite at step {int(state['bad_step'])}; earlier "
-            "checkpoints are whole. Lower optimizer.learning_rate, or set dtype=float32 to find "
-            "the cause"
-        )

@@ -7,10 +7,18 @@ import pytest
 
 from samclip_jax import losses
 from samclip_jax.config import MaskLossConfig
+from samclip_jax.errors import UserError
 from samclip_jax.models.mask_decoder import MaskOutput
 
 SOFT = MaskLossConfig(
-    focal=20.0, dice=1.0, iou=1.0, focal_alpha=0.25, focal_gamma=2.0, targets="soft"
+    focal=20.0,
+    dice=1.0,
+    iou=1.0,
+    focal_alpha=0.25,
+    focal_gamma=2.0,
+    targets="soft",
+    padding=True,
+    tokens=(1, 1, 1, 1),
 )
 
 
@@ -78,3 +86,36 @@ def test_losses_stay_finite_at_extreme_logits(targets):
         lambda s: losses.mask_distillation(s, outputs(1), config)[0]
     )(student)
     assert jnp.isfinite(value) and all(jnp.isfinite(leaf).all() for leaf in gradient)
+
+
+def test_padding_counts_or_not():
+    """What lies beside a photograph of half the frame's height and a quarter of its width."""
+    student, teacher, half = outputs(0), outputs(1), jnp.float32([[0.5, 0.25], [1.0, 1.0]])
+    masks = student.low_res_masks.at[0, :, :, 4:].add(9).at[0, :, :, :4, 2:].add(9)
+    for extent, same in ((half, True), (None, False)):
+        a, b = (
+            losses.mask_distillation(x, teacher, SOFT, extent)[0]
+            for x in (student, student._replace(low_res_masks=masks))
+        )
+        assert (a == b) == same
+    cropped = [MaskOutput(x.low_res_masks[:1, ..., :4, :2], x.iou[:1]) for x in (student, teacher)]
+    first = [MaskOutput(x.low_res_masks[:1], x.iou[:1]) for x in (student, teacher)]
+    value, parts = losses.mask_distillation(*first, SOFT, jnp.float32([[0.5, 0.25]]))
+    wanted, wanted_parts = losses.mask_distillation(*cropped, SOFT)
+    assert value == pytest.approx(wanted)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), parts, wanted_parts)
+
+
+def test_mask_tokens_have_weights():
+    """Relative ones: of the single mask alone, it is that mask's loss."""
+    student, teacher = outputs(0), outputs(1)
+    alone = MaskLossConfig(**{**vars(SOFT), "tokens": (2.0, 0.0, 0.0, 0.0)})
+    single = MaskLossConfig(**{**vars(SOFT), "tokens": (1.0,)})
+    first = [MaskOutput(x.low_res_masks[:, :, :1], x.iou[:, :, :1]) for x in (student, teacher)]
+    value = losses.mask_distillation(student, teacher, alone)[0]
+    assert value == pytest.approx(losses.mask_distillation(*first, single)[0])
+    assert value != losses.mask_distillation(student, teacher, SOFT)[0]
+    with pytest.raises(UserError, match="tokens has 1 weights for the model's 4 mask tokens"):
+        losses.mask_distillation(student, teacher, single)
+    with pytest.raises(UserError, match="tokens must have a weight that is not 0"):
+        MaskLossConfig(**{**vars(SOFT), "tokens": (0.0, 0.0)})

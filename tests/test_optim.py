@@ -5,9 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from samclip_jax import optim
+from samclip_jax import models, optim
 from samclip_jax.config import OptimizerConfig
 from samclip_jax.errors import UserError
+from samclip_jax.models.config import SamClipConfig
 
 CONFIG = OptimizerConfig(
     learning_rate=1e-2,
@@ -45,6 +46,17 @@ def test_partition_freezes_by_the_first_regex_at_the_start_of_the_name():
 def test_partition_names_what_is_wrong(lr_factors, message):
     with pytest.raises(UserError, match=message):
         optim.partition(PARAMS, lr_factors)
+
+
+def test_every_kernel_is_decayed_and_nothing_else():
+    """By the names of a merged model: matrices and convolutions, no table, token, norm or bias."""
+    names = models.split(models.abstract(SamClipConfig()))[1]
+    decayed = {name for name in names if optim.is_decayed(name)}
+    assert {name.rpartition("/")[2] for name in names.keys() - decayed} == {
+        "bias", "scale", "pos_embed", "rel_pos_h", "rel_pos_w", "gaussian", "point_embeddings",
+        "not_a_point", "no_mask", "iou_token", "mask_tokens", "token_embed", "logit_scale",
+    }  # fmt: skip
+    assert len(decayed) == 66 and "encoder/neck/conv2/kernel" in decayed
 
 
 def test_one_update_is_adamw_times_the_factor():

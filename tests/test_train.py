@@ -1,5 +1,6 @@
 """train.py: what a run promises, on tiny models and real streams of the procedural world."""
 
+import functools
 import json
 import random
 import shutil
@@ -25,6 +26,7 @@ from samclip_jax.models.config import (
     MaskDecoderConfig,
     SamConfig,
 )
+from samclip_jax.teachers import at_rest
 
 SAM = SamConfig(
     ImageEncoderConfig(
@@ -39,6 +41,7 @@ CLIP = ClipConfig(
         width=16, depth=1, heads=2, mlp_width=32, context_length=8, vocab_size=60, embed_dim=8
     ),
 )
+BOX_MASKS = {"task": "box_masks", "data": {"name": "shape_scenes", "split": "tune", "size": 2}}
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +77,7 @@ def stages(teachers, tmp_path_factory):
     config.streams.clip.resolutions = (24, 36)
     train.train(config, folder / "stage1")
     config = experiment(teachers, "stage2", folder / "stage1")
-    config.checkpoints_kept = 2
+    config.checkpoints_kept, config.log_every = 2, 1
     train.train(config, folder / "stage2")
     return folder
 
@@ -114,7 +117,7 @@ def test_the_head_begins_as_copies_of_the_last_block(stages):
 
 
 def test_the_logit_scale_is_the_clip_teachers_in_every_stage(stages, teachers, tmp_path):
-    """A run of before it was kept goes on with the usual one."""
+    """A run of before it was kept goes on with the usual one, and is evaluated with it."""
     for stage in ("stage1", "stage2"):
         assert np.exp(checkpoint.load_model(stages / stage)[1]["logit_scale"]) == pytest.approx(20)
     run = shutil.copytree(stages / "stage1", tmp_path / "run")
@@ -124,7 +127,11 @@ def test_the_logit_scale_is_the_clip_teachers_in_every_stage(stages, teachers, t
     checkpoint.save_model(run, config, params, tokenizer)
     config = experiment(teachers, "stage1", teachers["sam"], steps=5)
     config.streams.clip.resolutions = (24, 36)
-    train.train(config, run)
+    objects = {"name": "shape_objects", "split": "tuning", "size": 4}
+    with config.unlocked():
+        config.evals.objects = {"task": "zero_shot_classification", "data": objects}
+    evaluated = train.train(config, run)
+    assert 0 <= evaluated["objects/zero_shot_accuracy"] <= 1
     _, params, _ = checkpoint.load_model(run)
     assert np.exp(params["logit_scale"]) == pytest.approx(100)
 
@@ -207,44 +214,34 @@ def test_killed_at_ten_moments_it_loses_and_doubles_nothing(
     assert losses[0] == losses[1] and list(losses[1]) == list(range(1, 101))
 
 
-def share_images(config):
-    """Batches for four devices: CLIP images for each, one SAM image for all of them."""
-    config.streams.clip.update(batch_size=36, batch_multiple=4)
-    config.streams.sam.batch_size, config.streams.sam.prompts.per_image = 1, 4
-    return config
-
-
 @pytest.mark.parametrize(
-    "devices, changed",
-    [pytest.param(1, lambda config: config, marks=pytest.mark.slow), (2, share_images)],
-    ids=["one device each", "two that share images"],
+    "devices", [pytest.param(1, marks=pytest.mark.slow), 2], ids=["one device each", "two each"]
 )
 def test_two_processes_train_what_one_does_and_one_goes_on(
-    stages, teachers, tmp_path, start_python, devices, changed
+    stages, teachers, tmp_path, start_python, devices
 ):
-    """Two steps by two processes, each with its part of the batches, then two more by one."""
+    """Two steps by two processes, each with its part of the batches, then two more by one.
 
-    def config(steps):
-        values = changed(experiment(teachers, "stage2", stages / "stage1", steps))
-        values.log_every = 1
-        return values
-
-    train.train(config(4), tmp_path / "one")
+    Of four devices two share each of the two SAM images.
+    """
     with socket.socket() as free:
         free.bind(("localhost", 0))
         address = f"localhost:{free.getsockname()[1]}"
-    given = config(2).to_json_best_effort(), tmp_path / "run"
+    config = experiment(teachers, "stage2", stages / "stage1", steps=2)
+    config.log_every = 1
+    given = config.to_json_best_effort(), tmp_path / "run"
     processes = [
         start_python(ONE_OF_TWO, address, index, *given, devices=devices) for index in range(2)
     ]
-    said = [process.communicate(timeout=300)[1] for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], said
-    train.train(config(4), tmp_path / "run")
-    _, expected, _ = checkpoint.load_model(tmp_path / "one")
-    _, found, _ = checkpoint.load_model(tmp_path / "run")
+    errors = [process.communicate(timeout=300)[1] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], errors
+    config.steps = 4
+    train.train(config, tmp_path / "run")
+    _, expected, _ = checkpoint.load_model(stages / "stage2")
+    _, params, _ = checkpoint.load_model(tmp_path / "run")
     for name, leaf in expected.items():
-        np.testing.assert_allclose(found[name], leaf, rtol=0, atol=1e-4, err_msg=name)
-    lines, wanted = metrics(tmp_path / "run"), metrics(tmp_path / "one")
+        np.testing.assert_allclose(params[name], leaf, rtol=0, atol=1e-4, err_msg=name)
+    lines, wanted = metrics(tmp_path / "run"), metrics(stages / "stage2")
     assert [line["step"] for line in lines] == [1, 2, 3, 4]
     for name in ("clip/loss", "clip/grad_norm", "sam/loss", "sam/grad_norm"):  # Adam sees no scale
         values = [[line[name] for line in each] for each in (lines, wanted)]
@@ -274,11 +271,11 @@ def test_training_in_bfloat16(teachers, tmp_path):
 def test_a_teacher_at_rest_in_half_precision_says_the_same():
     graph, params = models.split(models.init(CLIP))
     images = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 3), np.uint8)
-    at_rest = train.at_rest(params, jnp.bfloat16)
-    assert at_rest["vision/blocks/qkv/kernel"].dtype == jnp.bfloat16
+    half_precision = at_rest(params, jnp.bfloat16)
+    assert half_precision["vision/blocks/qkv/kernel"].dtype == jnp.bfloat16
     whole, half = (
         jax.jit(lambda params: models.merge(graph, params).encode_image(images, jnp.bfloat16))(each)
-        for each in (params, at_rest)
+        for each in (params, half_precision)
     )
     np.testing.assert_array_equal(whole, half)
 
@@ -288,19 +285,18 @@ def test_prompts_in_groups_give_the_same_loss_and_gradient():
     rng = np.random.default_rng(0)
     graph, abstract = models.split(models.abstract(SAM))
     params = {k: jnp.float32(0.1 * rng.standard_normal(x.shape)) for k, x in abstract.items()}
-    teacher = models.merge(graph, jax.tree.map(lambda x: x * 0.9, params))
+    embeddings = jnp.float32(rng.standard_normal((2, 2, 4, 4, 16)))
     batch = {
-        "image": jnp.asarray(rng.integers(0, 256, (2, 48, 48, 3), np.uint8)),
-        "size": jnp.int32([[48, 36], [30, 48]]),
         "points": jnp.float32(rng.uniform(0, 30, (2, 6, 2, 2))),
         "labels": jnp.int32(rng.integers(0, 2, (2, 6, 2))),
     }
-
-    mask_loss = MaskLossConfig(20.0, 1.0, 1.0, 0.25, 2.0, "soft")
+    options = MaskLossConfig(20.0, 1.0, 1.0, 0.25, 2.0, "soft", True, (1.0,) * 4)
 
     def loss(params, remat):
-        config = types.SimpleNamespace(dtype=jnp.float32, remat=remat, mask_loss=mask_loss)
-        return train.sam_term(models.merge(graph, params), teacher, batch, config)
+        config = types.SimpleNamespace(remat=remat, mask_loss=options)
+        model = models.merge(graph, params)
+        decoders = (functools.partial(model.predict_masks, each) for each in embeddings)
+        return train.mask_loss(*decoders, batch, config)
 
     whole, parts = (
         jax.jit(jax.value_and_grad(loss, has_aux=True), static_argnums=1)(params, remat)
@@ -315,11 +311,20 @@ def test_no_group_of_prompts_is_large_and_all_are_equal(prompts, groups):
     assert train.prompt_groups(prompts) == groups
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(teachers, tmp_path):
-    config = experiment(teachers, "distill_only", teachers["sam"], steps=6)
-    config.optimizer.learning_rate, config.optimizer.clip_norm = 1e38, 0.0
-    with pytest.raises(UserError, match=r"not finite at step [23]"):
+def test_a_run_without_a_finite_loss_stops_with_the_weights_it_had(stages, teachers, tmp_path):
+    """For a teacher that answers NaN. It stops before anything of those steps is saved."""
+    config, params, tokenizer = checkpoint.load_model(teachers["clip"])
+    params["vision/projection/kernel"] *= np.nan
+    checkpoint.save_model(tmp_path / "clip", config, params, tokenizer)
+    config = experiment(teachers, "stage1", teachers["sam"], steps=9)
+    config.teachers.clip, config.log_every = str(tmp_path / "clip"), 1
+    config.max_bad_steps, config.checkpoint_every = 3, 9
+    with pytest.raises(
+        UserError, match=r"^3 steps in a row .* step 3 \(so far .*clip/loss 3 times"
+    ):
         train.train(config, tmp_path / "run")
+    assert checkpoint.newest_step(tmp_path / "run") is None
+    assert [line["bad_steps/clip/loss"] for line in metrics(tmp_path / "run")] == [1, 2]
 
 
 @pytest.mark.parametrize(
@@ -333,6 +338,9 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(teachers, tm
         ("streams", {}, "streams has no 'clip'"),
         ("fsdp", 7, "fsdp=7"),
         ("dtype", "bf16", "dtype must be float32 or bfloat16, got 'bf16'"),
+        ("evals", {"eye": {"task": "box_masks"}}, "evals.eye lacks the key 'data'"),
+        ("evals", {"eye": BOX_MASKS | {"batch_size": 0}}, "evals.eye.batch_size must be"),
+        ("evals", {"eye": BOX_MASKS | {"data": {"name": "sa1b"}}}, "set --config.evals.eye.data.p"),
         ("log_every", 0, "^--config.log_every must be a whole number of at least 1, got 0"),
     ],
 )
@@ -347,8 +355,8 @@ def test_mistakes_in_a_config_are_one_sentence(teachers, tmp_path, key, value, m
 @pytest.mark.parametrize(
     "key, value, message",
     [
-        ("terms.clip.micro_batches", 0, "terms.clip.micro_batches must be a whole"),
-        ("terms.clip.micro_batches", 3, "micro_batches=3 does not divide the 8 images .* 24 px"),
+        ("streams.clip.micro_batches", 0, "streams.clip.micro_batches must be a whole"),
+        ("streams.clip.micro_batches", 3, "micro_batches=3 does not divide the 8 images .* 24 px"),
         ("terms.clip.teacher", "cilp", "teachers has no 'cilp'"),
         ("streams.clip.batch_multiple", 0, "streams.clip.batch_multiple must be"),
         ("streams.clip.workers", -1, "streams.clip.workers must be a whole number"),

@@ -41,6 +41,27 @@ def evaluate(model, task, data, flag=None, **options):
     return {name: value if isinstance(value, int) else float(value) for name, value in results}
 
 
+def require_usable(evaluations):
+    """UserError for a mistake in a run's config.evals, {NAME: {"task", "data", options}}, or where
+    the data of one cannot be opened: before the run, which evaluates hours later."""
+    for name, evaluation in evaluations.items():
+        options = {key: value for key, value in evaluation.items() if key != "data"}
+        for key in ("task", "data"):
+            if key not in evaluation:
+                raise UserError(f"--config.evals.{name} lacks the key {key!r}")
+        read_options(f"--config.evals.{name}.", **options)
+        make_source(**evaluation["data"], flag=f"--config.evals.{name}.data")
+
+
+def evaluate_all(model, evaluations):
+    """{"NAME/metric": value} of a run's config.evals."""
+    values = {}
+    for name, options in evaluations.items():
+        results = evaluate(model, flag=f"--config.evals.{name}.data", **options)
+        values |= {f"{name}/{metric}": value for metric, value in results.items()}
+    return values
+
+
 def read_options(where, task, **options):
     """The options of a task as its evaluator's type hints have them.
 

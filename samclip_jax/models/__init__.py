@@ -34,6 +34,20 @@ def merge(graph, params):
     return nnx.merge(graph, traverse_util.unflatten_dict(params, sep="/"))
 
 
+def split_images(config):
+    """`split` of the abstract model without its text tower, which images never meet."""
+    model = nnx.clone(abstract(config))
+    for name in ("text", "logit_scale"):
+        if hasattr(model, name):
+            delattr(model, name)
+    return split(model)
+
+
+def image_params(params):
+    """Those of a flat dict that `split_images` has."""
+    return {n: leaf for n, leaf in params.items() if not n.startswith(("text/", "logit_scale"))}
+
+
 def count(params) -> int:
     """Number of weights in a flat dict."""
     return sum(leaf.size for leaf in jax.tree.leaves(params))

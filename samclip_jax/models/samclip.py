@@ -1,5 +1,10 @@
-"""The three models: SAM, CLIP, and the two merged into one encoder with several heads."""
+"""The three models: SAM, CLIP, and the two merged into one encoder with several heads.
 
+Distillation compares what two of them give for a batch, `outputs`: "summary", one vector an image
+[B, D], not always of unit length; "masks", a function of prompts, (points, labels) -> MaskOutput.
+"""
+
+import functools
 import math
 
 import jax
@@ -27,6 +32,8 @@ def unit(x):  # [..., D] -> [..., D]
 class Sam(nnx.Module):
     """Segment Anything (segment_anything.modeling.Sam)."""
 
+    OUTPUTS = ("masks",)
+
     def __init__(self, config, rngs):
         self.config = config
         width = config.encoder.out_channels
@@ -46,6 +53,15 @@ class Sam(nnx.Module):
             columns = jnp.arange(x.shape[2])[None, None] < sizes[:, 1, None, None]
             x = jnp.where((rows & columns)[..., None], x, 0)
         return self.encoder(x.astype(dtype), remat)
+
+    def outputs(self, batch, names, dtype, remat=False):
+        """{name: output} of one pass of the encoder over {"image", "size" where it has one}."""
+        encoded = self.encode(batch["image"], batch.get("size"), dtype, remat)
+        return {name: self.output(name, encoded, remat) for name in names}
+
+    def output(self, name, encoded, remat):
+        assert name == "masks", name
+        return functools.partial(self.predict_masks, encoded.embedding)
 
     def predict_masks(self, embedding, points, labels, masks=None):
         """Masks for prompts, MaskOutput.
@@ -68,11 +84,17 @@ class Sam(nnx.Module):
 class Clip(nnx.Module):
     """CLIP: two towers into one space."""
 
+    OUTPUTS = ("summary",)
+
     def __init__(self, config, rngs):
         self.config = config
         self.vision = ClipVision(config.vision, rngs)
         self.text = ClipText(config.text, rngs)
         self.logit_scale = nnx.Param(jnp.float32(LOGIT_SCALE))  # log of what multiplies cosines
+
+    def outputs(self, batch, names, dtype, remat=False):
+        """{name: output} for {"image": uint8 [B, H, W, 3]}."""
+        return {name: self.encode_image(batch["image"], dtype) for name in names}
 
     def encode_image(self, images, dtype=jnp.float32):
         """uint8 [B, H, W, 3] -> unit [B, D], resized to the tower's own size."""
@@ -90,12 +112,19 @@ class Clip(nnx.Module):
 class SamClip(Sam):
     """SAM-CLIP (arXiv 2310.15308): one encoder, SAM's heads, a CLIP head, CLIP's text tower."""
 
+    OUTPUTS = ("summary", "masks")
+
     def __init__(self, config, rngs):
         super().__init__(config.sam, rngs)
         self.clip_head = ClipHead(config.clip_head, config.sam.encoder, rngs)
         self.text = ClipText(config.text, rngs)
         self.logit_scale = nnx.Param(jnp.float32(LOGIT_SCALE))  # the CLIP teacher's
         self.config = config
+
+    def output(self, name, encoded, remat):
+        if name == "summary":
+            return self.clip_head(encoded.tokens, remat).pooled
+        return super().output(name, encoded, remat)
 
     def encode_image(self, images, dtype=jnp.float32):
         """uint8 [B, H, W, 3] -> unit [B, D], from the CLIP head."""
