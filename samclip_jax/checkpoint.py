@@ -308,8 +308,9 @@ def _require_fit(path, stored, abstract_state):
     if lines:
         listed = "\n  ".join(sorted(lines)[:20])
         raise UserError(
-            f"{path} is of another configuration, {len(lines)} arrays differ; resume with the one "
-            f"it was started with or choose another workdir.\n  {listed}"
+            f"{path} is of another configuration or of an earlier version, {len(lines)} arrays "
+            "differ; resume with what it was started with, or begin anew from its weights: "
+            f"--config.init={path.parent.parent} and another --workdir.\n  {listed}"
         )
 
 

@@ -28,6 +28,7 @@ from samclip_jax.validation import (
 
 Dtype = Literal["float32", "bfloat16"]  # that models compute in
 Decay = Annotated[float, Range(ge=0, lt=1)]  # of a moving average
+TARGETS = {"summary": ("cosine", "clip"), "masks": ("masks", "sam")}  # loss, kind of stream
 STREAM = {  # other keys are its kind's
     "kind": str,
     "workers": NonNegativeInt,
@@ -45,6 +46,12 @@ class TermConfig(Validated):
     target: Literal["summary", "masks"]  # the output that is compared, of the models' OUTPUTS
     loss: Literal["cosine", "masks"]  # of train.LOSSES
     weight: NonNegativeFloat
+
+    def __post_init__(self):
+        super().__post_init__()
+        loss, _ = TARGETS[self.target]
+        if self.loss != loss:
+            raise UserError(f"loss must be {loss} for target {self.target}, got {self.loss!r}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,7 +105,7 @@ class TrainConfig(Validated):
     terms: dict[str, TermConfig]
     mask_loss: MaskLossConfig
     streams: dict[str, dict]
-    lr_factors: tuple
+    lr_factors: tuple[tuple[str, NonNegativeFloat | None], ...]
     optimizer: OptimizerConfig
     steps: PositiveInt
     max_bad_steps: PositiveInt
@@ -120,6 +127,30 @@ class TrainConfig(Validated):
                 if key not in stream:
                     raise UserError(f"streams.{name} lacks the key {key!r}")
                 check(f"streams.{name}.{key}", stream[key], hint)
+            for source, options in stream["sources"].items():
+                require_named(f"streams.{name}.sources.{source}", options)
+        if not self.terms:
+            raise UserError("terms is empty: nothing to train")
+        for name, term in self.terms.items():
+            _, kind = TARGETS[term.target]
+            stream = self.streams.get(term.stream)
+            if stream is None:
+                raise UserError(
+                    f"streams has no {term.stream!r}, the stream of terms.{name}; it has "
+                    f"{', '.join(self.streams)}"
+                )
+            if stream["kind"] != kind:
+                raise UserError(
+                    f"terms.{name}.stream must be of kind {kind} for target {term.target}, "
+                    f"{term.stream!r} is of kind {stream['kind']!r}"
+                )
+
+
+def require_named(where, options):
+    """UserError unless these are the options of a source with its name; `where` sets them."""
+    check(where, options, dict)
+    if "name" not in options:
+        raise UserError(f"{where} lacks the key 'name'")
 
 
 def build(hint, value, where):
@@ -134,9 +165,13 @@ def build(hint, value, where):
         check(where, value, dict)
         item = typing.get_args(hint)[1]
         return {key: build(item, part, f"{where}.{key}") for key, part in value.items()}
-    value = tuple(value) if isinstance(value, list) else value
+    value = _as_tuple(value)
     check(where, value, hint)
     return value
+
+
+def _as_tuple(value):
+    return tuple(map(_as_tuple, value)) if isinstance(value, list | tuple) else value
 
 
 def _dataclass(cls, values, where):

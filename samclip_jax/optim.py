@@ -15,6 +15,11 @@ def partition(params, lr_factors):
     lr_factors: ((regex, factor or None), ...); the first that matches at the start of a name
     counts, None freezes. UserError where a name matches none or a regex matches no name.
     """
+    for pattern, _ in lr_factors:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise UserError(f"--config.lr_factors: {pattern!r} is no regex: {error}") from None
     factors, used = {}, set()
     for name in params:
         for pattern, factor in lr_factors:

@@ -81,38 +81,29 @@ STREAMS = {"clip": pipeline.ClipStream, "sam": pipeline.SamStream}
 # ----------------------------------------------------------------------------------------- model
 
 
-def load_student(config, workdir, mesh):
-    """(config, params, tokenizer): of the run in workdir if it has begun, else from config.init.
+def start_student(config, mesh):
+    """(config, params, tokenizer) of what a new run starts from; no device holds all of it.
 
-    A merged checkpoint is taken as it is; a plain SAM gets the text tower of the CLIP teacher and
-    a new CLIP head. A new run's workdir becomes a model checkpoint of what it starts from.
+    config.init names it: a merged checkpoint is taken as it is; a plain SAM gets the text tower of
+    the CLIP teacher and a new CLIP head.
     """
-    if not (workdir / "model.json").exists():
-        begin(config, workdir, mesh)
-    return checkpoint.load_model(workdir, ("samclip",), functools.partial(sharding.shardings, mesh))
-
-
-def begin(config, workdir, mesh):
-    """Makes workdir the checkpoint of what a new run starts from; no device holds all of it."""
     if not config.init:
         raise UserError("set --config.init to the checkpoint that training starts from")
     place = functools.partial(sharding.shardings, mesh)
     with under("--config.init: "):
         kinds = "sam", "samclip"
         model_config, params, tokenizer = checkpoint.load_model(config.init, kinds, place)
-    if kind_of(model_config) == "sam":
-        clip = next((t.teacher for t in config.terms.values() if t.target == "summary"), None)
-        if clip is None or kind_of(checkpoint.load_config(config.teachers[clip])) != "clip":
-            raise UserError("starting from a plain SAM takes a term whose teacher is a CLIP")
-        clip_config, clip_params, tokenizer = checkpoint.load_model(
-            config.teachers[clip], shardings=place
-        )
-        head = ClipHeadConfig(**vars(config.head), embed_dim=clip_config.text.embed_dim)
-        model_config, params = combine(
-            model_config, params, clip_config, clip_params, head, config.seed
-        )
-    source = {"name": str(config.init), "sha256": None}
-    checkpoint.save_model(workdir, model_config, sharding.shard(mesh, params), tokenizer, source)
+    if kind_of(model_config) == "samclip":
+        return model_config, params, tokenizer
+    names = {term.teacher for term in config.terms.values() if term.target == "summary"}
+    paths = [config.teachers[name] for name in sorted(names)]
+    clips = [path for path in paths if kind_of(checkpoint.load_config(path)) == "clip"]
+    if not clips:
+        raise UserError("--config.init: a plain SAM takes a term whose teacher is a CLIP")
+    clip_config, clip_params, tokenizer = checkpoint.load_model(clips[0], shardings=place)
+    head = ClipHeadConfig(**vars(config.head), embed_dim=clip_config.text.embed_dim)
+    merged = combine(model_config, params, clip_config, clip_params, head, config.seed)
+    return merged[0], sharding.shard(mesh, merged[1]), tokenizer
 
 
 def require_cuts(config, streams, patch, mesh):
@@ -227,8 +218,6 @@ def read_streams(config):
     """{name: (options of its sources, stream config, workers)} of the streams in the terms."""
     opened = {}
     for name in dict.fromkeys(term.stream for term in config.terms.values()):
-        if name not in config.streams:
-            raise UserError(f"--config.streams has no {name!r}; it has {', '.join(config.streams)}")
         options = dict(config.streams[name])
         kind, workers, _, parts = (options.pop(key) for key in STREAM)
         if kind not in STREAMS:
@@ -289,8 +278,9 @@ def train(values, workdir):
     """Runs the experiment `values`, a ConfigDict, in workdir; goes on with what has begun there.
 
     Returns the metrics of the last evaluation, {} without one. UserError for every mistake in the
-    config, and where a loss or its gradient is not finite: the message names the step. SIGTERM and
-    Ctrl-C save the step and end the process with code 143 or 130; the same command goes on.
+    config, and after config.max_bad_steps steps in a row whose loss or gradient is not finite.
+    SIGTERM and Ctrl-C save the step and end the process with code 143 or 130; the same command goes
+    on.
     """
     config, workdir = read_config(values), any_path(workdir)
     opened = read_streams(config)
@@ -303,15 +293,21 @@ def train(values, workdir):
     order = resume.data_order(config.seed, opened)
     resume.require_same(workdir, config.steps, order)
     teacher_params, graphs = teachers.load(config, mesh)
-    model_config, params, tokenizer = load_student(config, workdir, mesh)
+    place = functools.partial(sharding.shardings, mesh)
+    is_new = not (workdir / "model.json").exists()
+    model_config, params, tokenizer = (
+        start_student(config, mesh)
+        if is_new
+        else checkpoint.load_model(workdir, ("samclip",), place)
+    )
     require_cuts(config, opened, model_config.sam.encoder.patch, mesh)
     teachers.require_fit(config, params, teacher_params)
-    params, teacher_params = (  # the frozen text towers are compared, and not needed any more
-        models.image_params(params),
-        {name: models.image_params(each) for name, each in teacher_params.items()},
-    )
-
-    trainable, frozen, factors = optim.partition(params, config.lr_factors)
+    trainable, frozen, factors = optim.partition(models.image_params(params), config.lr_factors)
+    if is_new:
+        source = {"name": str(config.init), "sha256": None}
+        checkpoint.save_model(workdir, model_config, params, tokenizer, source)
+    # the frozen text towers were compared, and are not needed any more
+    teacher_params = {name: models.image_params(each) for name, each in teacher_params.items()}
     optimizer, schedule = optim.adamw(config.optimizer, factors), optim.schedule(config.optimizer)
     moments = sharding.shardings(mesh, jax.eval_shape(optimizer.init, trainable))
     opt_state = jax.jit(optimizer.init, out_shardings=moments)(trainable)
@@ -360,8 +356,9 @@ def train(values, workdir):
             timer.step()
             if step % config.log_every == 0 or step == first + 1 or last:
                 bad = bad_steps.require_few(config.max_bad_steps, state["bad_steps"])
-                host = {"learning_rate": schedule(step - 1), **bad, **rejected, **timer.take()}
-                writer.write(step, jax.device_get(metrics | host), total=config.steps)
+                rate = schedule(step - 1 - bad.get("bad_steps", 0))
+                line = {**metrics, "learning_rate": rate, **bad, **rejected, **timer.take()}
+                writer.write(step, jax.device_get(line), total=config.steps)
             evaluating = not last and config.eval_every and step % config.eval_every == 0
             stopped_by = interrupts.requested(step)
             if last or evaluating or stopped_by or checkpoints.due(step):

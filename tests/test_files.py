@@ -60,6 +60,13 @@ def test_a_class_without_images_is_one_sentence(tmp_path, link):
         make_source("folder", path=tmp_path, labels=True)
 
 
+def test_a_class_that_is_a_link_to_nothing_is_one_sentence(tmp_path):
+    write(tmp_path, ["a/1.jpg"])
+    (tmp_path / "b").symlink_to(tmp_path / "gone")
+    with pytest.raises(UserError, match="b is a link to nothing: mend it, or remove it"):
+        make_source("folder", path=tmp_path, labels=True)
+
+
 def test_what_systems_add_is_skipped(tmp_path):
     hidden = [".a.jpg", "._b.jpg", ".cache/1.jpg", "__MACOSX/2.jpg", "x/@eaDir/3.jpg"]
     hidden += ["lost+found/4.jpg", "$RECYCLE.BIN/5.jpg", ".git/6/7.jpg"]

@@ -249,6 +249,7 @@ def test_a_clip_of_other_texts_is_refused(stages, teachers, tmp_path, words):
     config.teachers.clip = str(tmp_path / "other")
     with pytest.raises(UserError, match="not the student's"):
         train.train(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_training_in_bfloat16(teachers, tmp_path):
@@ -330,6 +331,9 @@ def test_a_run_without_a_finite_loss_stops_with_the_weights_it_had(stages, teach
         ("teachers", {"clip": ""}, "config.teachers.clip"),
         ("lr_factors", (("clip_haed", 1.0), (".*", None)), "matches no parameter"),
         ("streams", {}, "streams has no 'clip'"),
+        ("terms", {}, "terms is empty"),
+        ("lr_factors", (("clip_head", -1.0), (".*", None)), "lr_factors must be"),
+        ("lr_factors", (("clip_head(", 1.0), (".*", None)), "'clip_head.' is no regex"),
         ("fsdp", 7, "fsdp=7"),
         ("dtype", "bf16", "dtype must be float32 or bfloat16, got 'bf16'"),
         ("evals", {"eye": {"task": "box_masks"}}, "evals.eye lacks the key 'data'"),
@@ -339,11 +343,13 @@ def test_a_run_without_a_finite_loss_stops_with_the_weights_it_had(stages, teach
     ],
 )
 def test_mistakes_in_a_config_are_one_sentence(teachers, tmp_path, key, value, message):
+    """And begin nothing: the next start is a new one."""
     config = experiment(teachers, "stage1", teachers["sam"])
     with config.unlocked():
         config[key] = value
     with pytest.raises(UserError, match=message):
         train.train(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(
@@ -352,6 +358,9 @@ def test_mistakes_in_a_config_are_one_sentence(teachers, tmp_path, key, value, m
         ("streams.clip.micro_batches", 0, "streams.clip.micro_batches must be a whole"),
         ("streams.clip.micro_batches", 3, "micro_batches=3 does not divide the 8 images .* 24 px"),
         ("terms.clip.teacher", "cilp", "teachers has no 'cilp'"),
+        ("terms.clip.loss", "masks", "config.terms.clip.loss must be cosine for target summary"),
+        ("terms.clip.stream", "sam", "terms.clip.stream must be of kind clip for target summary"),
+        ("streams.clip.sources.main", {}, "streams.clip.sources.main lacks the key 'name'"),
         ("streams.clip.batch_multiple", 0, "streams.clip.batch_multiple must be"),
         ("streams.clip.workers", -1, "streams.clip.workers must be a whole number"),
         ("streams.sam.batch_size", 0, "streams.sam.batch_size must be a whole number"),

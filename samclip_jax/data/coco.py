@@ -250,10 +250,11 @@ def _use_names_of_2017(folder, images, entries):
 
 def refuse_repeated(images):
     """Sets the error of images whose key an earlier one has: keys are unique in a source."""
-    places = {}
-    for place, image in enumerate(images):
-        if image["error"] is None and places.setdefault(image["key"], place) != place:
-            image["error"] = f"its file is that of images[{places[image['key']]}], too"
+    keys = set()
+    for image in images:
+        if image["error"] is None and image["key"] in keys:
+            image["error"] = "an earlier entry has its file"
+        keys.add(image["key"])
 
 
 def is_file_name(value):

@@ -84,6 +84,9 @@ class ImageFolder(Files):
 
     def _of_classes(self):
         entries = _entries(self.path)
+        for entry in entries:
+            if not os.path.exists(entry.path):
+                raise UserError(f"{entry.path} is a link to nothing: mend it, or remove it.")
         self.classes = [entry.name for entry in entries if os.path.isdir(entry.path)]
         if loose := _pictures(entry.name for entry in entries if entry.name not in self.classes):
             raise UserError(f"{self.path} needs a folder for each class; {loose[0]} is in none.")

@@ -88,10 +88,11 @@ def find_duplicates(units, read_contents, same_images):
     """
     parts = [(number, split) for number in range(len(units)) for split in records.SPLITS]
 
-    @functools.lru_cache(8)
+    of_unit = functools.lru_cache(8)(read_contents)
+
     def contents(part):
         number, split = parts[part]
-        return read_contents(number)[split]
+        return of_unit(number)[split]
 
     def located(index):  # of all records -> part, place in it, key
         part = int(np.searchsorted(starts, index, "right")) - 1

@@ -8,7 +8,7 @@ import difflib
 import inspect
 import typing
 
-from samclip_jax.config import build
+from samclip_jax.config import build, require_named
 from samclip_jax.data.sources import make_source
 from samclip_jax.errors import UserError
 from samclip_jax.evals.masks import box_masks, point_masks
@@ -50,6 +50,7 @@ def require_usable(evaluations):
             if key not in evaluation:
                 raise UserError(f"--config.evals.{name} lacks the key {key!r}")
         read_options(f"--config.evals.{name}.", **options)
+        require_named(f"--config.evals.{name}.data", evaluation["data"])
         make_source(**evaluation["data"], flag=f"--config.evals.{name}.data")
 
 
