@@ -14,8 +14,9 @@ export PYTEST_DEBUG_TEMPROOT := $(XDG_CACHE_HOME)
 export RUSTUP_HOME := $(XDG_CACHE_HOME)/rustup
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-# A file's tests share its fixtures, so that one process runs them all. A process takes 2 GB.
-PARALLEL := -n logical --maxprocesses=4 --dist=loadfile
+# A file's tests share its fixtures, so that one process runs them all, in the order of
+# tests/conftest.py. A process takes 2 GB.
+PARALLEL := -n logical --maxprocesses=4 --dist=loadfile --no-loadscope-reorder
 
 .PHONY: demo test lint
 
