@@ -16,7 +16,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 # A file's tests share its fixtures, so that one process runs them all, in the order of
 # tests/conftest.py. A process takes 2 GB.
-PARALLEL := -n logical --maxprocesses=4 --dist=loadfile --no-loadscope-reorder
+PARALLEL := -n logical --maxprocesses=4 --dist=loadfile --no-loadscope-reorder --durations=15
 
 .PHONY: demo test lint
 

@@ -36,7 +36,7 @@ from samclip_jax.errors import UserError, under
 from samclip_jax.inference.model import Model
 from samclip_jax.losses import cosine_distance, mask_distillation
 from samclip_jax.metrics import MetricWriter, Timer
-from samclip_jax.models.config import ClipHeadConfig, kind_of
+from samclip_jax.models.config import ClipHeadConfig, SamClipConfig, kind_of
 from samclip_jax.models.samclip import combine
 from samclip_jax.paths import any_path
 from samclip_jax.tokenizer import Tokenizer
@@ -82,11 +82,8 @@ STREAMS = {"clip": pipeline.ClipStream, "sam": pipeline.SamStream}
 
 
 def start_student(config, mesh):
-    """(config, params, tokenizer) of what a new run starts from; no device holds all of it.
-
-    config.init names it: a merged checkpoint is taken as it is; a plain SAM gets the text tower of
-    the CLIP teacher and a new CLIP head.
-    """
+    """(config, params, tokenizer) of config.init; no device holds all of it. A merged model is
+    taken as it is; a plain SAM gets the text tower of the CLIP teacher and a new CLIP head."""
     if not config.init:
         raise UserError("set --config.init to the checkpoint that training starts from")
     place = functools.partial(sharding.shardings, mesh)
@@ -95,15 +92,20 @@ def start_student(config, mesh):
         model_config, params, tokenizer = checkpoint.load_model(config.init, kinds, place)
     if kind_of(model_config) == "samclip":
         return model_config, params, tokenizer
-    names = {term.teacher for term in config.terms.values() if term.target == "summary"}
-    paths = [config.teachers[name] for name in sorted(names)]
+    summaries = [term for term in config.terms.values() if term.target == "summary"]
+    paths = [config.teachers[term.teacher] for term in summaries]
     clips = [path for path in paths if kind_of(checkpoint.load_config(path)) == "clip"]
     if not clips:
         raise UserError("--config.init: a plain SAM takes a term whose teacher is a CLIP")
     clip_config, clip_params, tokenizer = checkpoint.load_model(clips[0], shardings=place)
     head = ClipHeadConfig(**vars(config.head), embed_dim=clip_config.text.embed_dim)
-    merged = combine(model_config, params, clip_config, clip_params, head, config.seed)
-    return merged[0], sharding.shard(mesh, merged[1]), tokenizer
+
+    def merged(sam_params, clip_params):
+        return combine(model_config, sam_params, clip_config, clip_params, head, config.seed)[1]
+
+    there = sharding.shardings(mesh, jax.eval_shape(merged, params, clip_params))
+    params = jax.jit(merged, out_shardings=there)(params, clip_params)
+    return SamClipConfig(model_config, head, clip_config.text), params, tokenizer
 
 
 def require_cuts(config, streams, patch, mesh):

@@ -13,7 +13,6 @@ import os
 import pathlib
 
 import numpy as np
-from scipy.io import loadmat
 
 from samclip_jax.data.annotations import shown
 from samclip_jax.data.captions import Captions
@@ -27,7 +26,7 @@ from samclip_jax.data.coco import (
 )
 from samclip_jax.data.decode import BadRecord, line
 from samclip_jax.data.files import ImageFolder
-from samclip_jax.data.label_maps import label_map, mat_map, painted_map, png_values
+from samclip_jax.data.label_maps import label_map, loadmat, mat_map, painted_map, png_values
 from samclip_jax.data.raw import Listed
 from samclip_jax.data.tars import Tars, read_member
 from samclip_jax.errors import UserError

@@ -11,7 +11,6 @@ import math
 
 import numpy as np
 from PIL import Image
-from scipy.io import loadmat
 
 from samclip_jax.data.annotations import (
     BadAnnotation,
@@ -32,6 +31,13 @@ def label_map(path, indices):
     indices: {value of a pixel: index of its class, or -1}. BadRecord for any other value, too.
     """
     return classes_of(png_values(path), indices, path)
+
+
+def loadmat(file, **options):
+    """scipy's, imported where there is one to read: it would be a third of every worker's start."""
+    import scipy.io
+
+    return scipy.io.loadmat(file, **options)
 
 
 def mat_map(path, indices):
