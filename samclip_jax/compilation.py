@@ -7,6 +7,7 @@ import time
 
 import jax
 from absl import logging
+from jax.experimental.compilation_cache import compilation_cache
 
 from samclip_jax.errors import UserError
 from samclip_jax.paths import local_path
@@ -29,6 +30,14 @@ def use_cache():
     minimum = "jax_persistent_cache_min_compile_time_secs"
     if minimum.upper() not in os.environ:  # a start has many small ones
         jax.config.update(minimum, 0.0)
+
+
+def keep_none_on_cpu_hosts():
+    """Several processes on CPUs keep no programs: one that is read back from the cache waits for
+    the other processes without end (jax 0.10)."""
+    if jax.process_count() > 1 and jax.default_backend() == "cpu":
+        jax.config.update("jax_enable_compilation_cache", False)
+        compilation_cache.reset_cache()  # it asks once
 
 
 class Programs:

@@ -28,7 +28,7 @@ from samclip_jax import (
     sharding,
     teachers,
 )
-from samclip_jax.compilation import Programs
+from samclip_jax.compilation import Programs, keep_none_on_cpu_hosts
 from samclip_jax.config import STREAM, TrainConfig, build
 from samclip_jax.data import pipeline, sources
 from samclip_jax.data.decode import REASONS
@@ -285,6 +285,7 @@ def train(values, workdir):
     on.
     """
     config, workdir = read_config(values), any_path(workdir)
+    keep_none_on_cpu_hosts()
     opened = read_streams(config)
     mesh = lay_out(config, opened)
     opened = {

@@ -227,7 +227,7 @@ def test_two_processes_train_what_one_does_and_one_goes_on(
     config.log_every = 1
     given = config.to_json_best_effort(), tmp_path / "run"
     processes = [start_python(ONE_OF_TWO, address, index, *given, devices=2) for index in range(2)]
-    errors = [process.communicate(timeout=300)[1] for process in processes]
+    errors = [process.communicate(timeout=600)[1] for process in processes]  # each compiles
     assert [process.returncode for process in processes] == [0, 0], errors
     config.steps = 4
     train.train(config, tmp_path / "run")
