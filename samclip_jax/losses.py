@@ -45,8 +45,8 @@ def mask_distillation(student, teacher, config, extent=None):
 
 
 def photograph(extent, size):  # [B, 2] -> bool [B, 1, 1, h, w]
-    """The pixels of masks of a size (h, w) whose centres lie in the photograph."""
-    rows, columns = ((jnp.arange(n) + 0.5) / n < extent[:, [i]] for i, n in enumerate(size))
+    """The pixels of masks of a size (h, w) that begin in the photograph: one at least."""
+    rows, columns = (jnp.arange(n) / n < extent[:, [i]] for i, n in enumerate(size))
     return (rows[:, :, None] & columns[:, None])[:, None, None]
 
 

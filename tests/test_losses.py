@@ -119,3 +119,8 @@ def test_mask_tokens_have_weights():
         losses.mask_distillation(student, teacher, single)
     with pytest.raises(UserError, match="tokens must have a weight that is not 0"):
         MaskLossConfig(**{**vars(SOFT), "tokens": (0.0, 0.0)})
+
+
+def test_a_photograph_thinner_than_a_pixel_of_the_masks_counts():
+    value, _ = losses.mask_distillation(outputs(0), outputs(1), SOFT, jnp.full((2, 2), 1e-3))
+    assert jnp.isfinite(value)
