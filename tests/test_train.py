@@ -253,9 +253,11 @@ def test_a_clip_of_other_texts_is_refused(stages, teachers, tmp_path, words):
 
 
 def test_training_in_bfloat16(teachers, tmp_path):
-    """The real stages' dtype: the student's float32 text tower is that of a teacher in bfloat16."""
+    """The real stages' dtype: the student's float32 text tower is that of a teacher in bfloat16.
+    Gradients, too, and their sum over two micro-batches."""
     config = experiment(teachers, "stage2", teachers["sam"], steps=2)
-    config.dtype = "bfloat16"
+    config.dtype = config.gradient_dtype = "bfloat16"
+    config.streams.clip.micro_batches = 2
     train.train(config, tmp_path / "run")
     assert changed(tmp_path / "run") == {"clip_head", "encoder", "mask_decoder"}
     assert {leaf.dtype for leaf in checkpoint.load_model(tmp_path / "run")[1].values()} == {
