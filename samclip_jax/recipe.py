@@ -7,20 +7,21 @@ base that the paper used.
 """
 
 import inspect
+import statistics
 
 from ml_collections import ConfigDict
 from ml_collections.config_dict import FieldReference
 
+from samclip_jax.data import pipeline
 from samclip_jax.data.sources import SOURCES
 
 CLIP_IMAGES = 40_194_000  # 99 % of the 40.6 M images of D_CLIP (4.1)
-CLIP_BATCH = 2048  # appendix A, taken at 224 px
 
 
-def steps(epochs, resolutions=2):
-    """Steps of `epochs` of D_CLIP; batches at 448 and 1024 px hold fewer images than at 224."""
-    sizes = [CLIP_BATCH * 224**2 // size**2 for size in (224, 448, 1024)[:resolutions]]
-    return round(epochs * CLIP_IMAGES / (sum(sizes) / len(sizes)))
+def steps(config, epochs):
+    """Steps of `epochs` of D_CLIP, whose batches are as often of one resolution as of another."""
+    images = pipeline.batch_sizes(config.streams.clip).values()
+    return round(epochs * CLIP_IMAGES / statistics.mean(images))
 
 
 def anything(value=None):
@@ -64,7 +65,11 @@ def base():
         sources=dict(main=source("folder", weight=1)),  # how often an epoch has each image
         workers=8,
         micro_batches=1,
-        batch_size=CLIP_BATCH,
+        # appendix A: 2048. With as many pixels at every resolution (CVNets) 3,072 images at 224 px
+        # are 768 at 448, 1,920 on average: D_CLIP and D_SAM end nearly together, as 5.7 % of SA-1B
+        # was chosen for (4.1), and up to 256 chips have whole images. 3,328 would be 2,080 on
+        # average, and whole on 64 chips only.
+        batch_size=3072,
         resolutions=(224, 448),  # 4.1
         base_resolution=224,
         batch_multiple=32,  # so that chips share every batch evenly, 1024 px too

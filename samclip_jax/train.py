@@ -234,7 +234,7 @@ def batch_sizes(streams):
     sizes = {}
     for name, (_, stream, _) in streams.items():
         with under(f"--config.streams.{name}: "):
-            sizes[name] = pipeline.Schedule(stream, 0).sizes
+            sizes[name] = pipeline.batch_sizes(stream)
     return sizes
 
 

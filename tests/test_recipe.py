@@ -6,6 +6,7 @@ A change that is wanted is written down by `python -m tests.test_recipe`; its di
 import importlib
 import json
 import pathlib
+import statistics
 
 import pytest
 
@@ -52,6 +53,23 @@ def test_the_figures_of_the_paper():
         assert stages[stage]["factors"] == {"clip_head": 1} and "sam" not in stages[stage]["terms"]
     assert stages["distill_only"]["factors"] == {"clip_head": 1, "encoder": 1}
     assert list(stages["stage3"]["images"]["clip"]) == [224, 448, 1024]
+
+
+def test_the_sets_are_seen_as_often_as_in_the_paper():
+    """Steps times images a step, over the images of D_CLIP and D_SAM that are trained on."""
+    seen = {}
+    for stage in STAGES:
+        config = resolved(stage)
+        clip, sam = config["images"]["clip"].values(), config["images"].get("sam", {1024: 0})
+        seen[stage] = (
+            config["steps"] * statistics.mean(clip) / 40.194e6,
+            config["steps"] * sam[1024] / 620_730,  # 99 % of 5.7 % of SA-1B's 11 M
+        )
+    assert seen["stage1"] == seen["distill_only"] == pytest.approx((20, 0), abs=1e-3)
+    assert seen["stage2"] == pytest.approx((16, 17.27), abs=0.01)
+    assert seen["stage3"] == pytest.approx((3, 0), abs=1e-3)
+    mean = statistics.mean(resolved("stage2")["images"]["clip"].values())
+    assert mean == pytest.approx(2048, 0.07)
 
 
 if __name__ == "__main__":

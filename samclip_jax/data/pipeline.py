@@ -96,6 +96,23 @@ class SamStream(Validated):
         return {"image": image, "size": np.int32(new), "points": points, "labels": labels}
 
 
+def batch_sizes(config):
+    """{resolution: images of a batch}: as many pixels at every resolution.
+
+    UserError where that is fewer images than batch_multiple.
+    """
+    sizes, multiple = {}, config.batch_multiple
+    for resolution in config.resolutions:
+        size = max(1, config.batch_size * config.base_resolution**2 // resolution**2)
+        if size < multiple:
+            raise UserError(
+                f"batch_size={config.batch_size} is {size} images at {resolution} px, fewer "
+                f"than batch_multiple={multiple}; raise the one or lower the other."
+            )
+        sizes[resolution] = size // multiple * multiple
+    return sizes
+
+
 class Schedule:
     """Resolution, size and first example of every batch, each a pure function of (seed, batch).
 
@@ -106,16 +123,7 @@ class Schedule:
 
     def __init__(self, config, seed):
         self.seed, self.resolutions = seed, config.resolutions
-        self.sizes = {}
-        for resolution in config.resolutions:
-            size = max(1, config.batch_size * config.base_resolution**2 // resolution**2)
-            multiple = config.batch_multiple
-            if size < multiple:
-                raise UserError(
-                    f"batch_size={config.batch_size} is {size} images at {resolution} px, fewer "
-                    f"than batch_multiple={multiple}; raise the one or lower the other."
-                )
-            self.sizes[resolution] = size // multiple * multiple
+        self.sizes = batch_sizes(config)
 
     def __call__(self, batch):  # -> resolution, batch size, first example
         turn, place = divmod(batch, len(self.resolutions))
