@@ -15,8 +15,9 @@ import sys
 
 from benchmarks.process import measured
 from samclip_jax import models
+from samclip_jax.convert.clip import OPEN_CLIP
 from samclip_jax.convert.export import released, write_safetensors, write_torch
-from samclip_jax.convert.rules import OPEN_CLIP, SEGMENT_ANYTHING
+from samclip_jax.convert.sam import SEGMENT_ANYTHING
 from samclip_jax.errors import command
 from samclip_jax.metrics import write_json
 from samclip_jax.models.config import ClipConfig, SamConfig

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from samclip_jax import models
-from samclip_jax.convert.rules import LAYOUTS
+from samclip_jax.convert import clip, sam
 from samclip_jax.models.config import from_dict
 
 MODULE = 1e-5  # float32, one module
@@ -59,7 +59,7 @@ def converted(config, weights):
         name: np.full(leaf.shape, np.nan, np.float32)
         for name, leaf in models.split(models.abstract(config))[1].items()
     }
-    layout = next(layout for layout in LAYOUTS if layout.signature in weights)
+    layout = next(layout for layout in sam.LAYOUTS + clip.LAYOUTS if layout.signature in weights)
     for key, parts in layout.views(params).items():
         rest = weights[key]
         for part in parts[:-1]:

@@ -7,7 +7,7 @@ import numpy as np
 import tokenizers
 
 from samclip_jax import models
-from samclip_jax.convert import export, rules
+from samclip_jax.convert import clip, export, sam
 from samclip_jax.convert.__main__ import main
 from samclip_jax.models.config import (
     ClipConfig,
@@ -79,14 +79,14 @@ def assert_same(params, config):
 
 def save_sam(path):
     """A tiny SAM as Meta would release it."""
-    export.write_torch(path, released(rules.SEGMENT_ANYTHING, SAM))
+    export.write_torch(path, released(sam.SEGMENT_ANYTHING, SAM))
     return path
 
 
 def save_clip(folder):
     """A tiny CLIP as OpenCLIP would release it, with the tokenizer beside it."""
     folder.mkdir()
-    tensors = released(rules.OPEN_CLIP, CLIP)
+    tensors = released(clip.OPEN_CLIP, CLIP)
     export.write_safetensors(folder / "open_clip_model.safetensors", tensors)
     (folder / "open_clip_config.json").write_text(json.dumps(OPEN_CLIP_JSON))
     (folder / "tokenizer.json").write_text(vocabulary(WORDS))

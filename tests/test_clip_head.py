@@ -8,7 +8,7 @@ import pytest
 from parity import BFLOAT16, MODULE, assert_close, call, golden
 
 from samclip_jax import models
-from samclip_jax.convert import rules
+from samclip_jax.convert import rules, sam
 
 NORM_AND_MLP = rules.rules(
     ("clip_head/norm", rules.NORM, "norm"),
@@ -16,7 +16,7 @@ NORM_AND_MLP = rules.rules(
     ("clip_head/mlp/fc2", rules.LINEAR, "mlp.2"),
     ("clip_head/mlp/fc3", rules.LINEAR, "mlp.4"),
 )
-BLOCKS = rules.rules(*rules.sam_encoder("blocks.{}", "norm"))
+BLOCKS = rules.rules(*sam.encoder_blocks("blocks.{}", "norm"))
 
 
 @pytest.fixture(scope="module")

@@ -25,7 +25,8 @@ from releases import (
 
 from benchmarks.process import measured
 from samclip_jax import checkpoint, models
-from samclip_jax.convert import export, import_weights, rules
+from samclip_jax.convert import clip, export, sam
+from samclip_jax.convert.apply import import_weights
 from samclip_jax.errors import UserError
 from samclip_jax.inference.model import load
 from samclip_jax.models.config import ClipConfig, SamConfig
@@ -33,7 +34,7 @@ from samclip_jax.models.config import ClipConfig, SamConfig
 
 def test_half_precision_and_shards_become_the_same_float32(tmp_path):
     clip_folder = save_clip(tmp_path / "clip")
-    tensors = released(rules.OPEN_CLIP, CLIP)
+    tensors = released(clip.OPEN_CLIP, CLIP)
     halves = {key: array.astype(np.float16) for key, array in tensors.items()}
     keys, weight_map = sorted(halves), {}
     for name, part in (("1.safetensors", keys[::2]), ("2.safetensors", keys[1::2])):
@@ -55,14 +56,14 @@ def test_other_spellings_of_a_layout_are_read(tmp_path):
     """CustomTextCLIP's prefix, a logit_scale of shape [1], buffers that older versions saved, a
     tensor saved under two keys."""
     clip_folder = save_clip(tmp_path / "clip")
-    tensors = released(rules.OPEN_CLIP, CLIP)
+    tensors = released(clip.OPEN_CLIP, CLIP)
     spelt = {key if key.startswith("visual") else f"text.{key}": x for key, x in tensors.items()}
     spelt["logit_scale"] = spelt.pop("text.logit_scale")[None]
     spelt["text.attn_mask"] = np.zeros((16, 16), np.float32)
     export.write_safetensors(clip_folder / "open_clip_model.safetensors", spelt)
     assert_same(import_weights(clip_folder)[1], CLIP)
 
-    tensors = released(rules.SAM_MODEL, SAM)
+    tensors = released(sam.SAM_MODEL, SAM)
     copy = "prompt_encoder.shared_embedding.positional_embedding"
     own = "shared_image_embedding.positional_embedding"
     assert copy in tensors
@@ -77,7 +78,7 @@ def test_other_spellings_of_a_layout_are_read(tmp_path):
 
 def test_every_mismatch_is_in_one_error(tmp_path):
     sam_file = save_sam(tmp_path / "sam.pth")
-    tensors = released(rules.SEGMENT_ANYTHING, SAM)
+    tensors = released(sam.SEGMENT_ANYTHING, SAM)
     neck = tensors.pop("image_encoder.neck.1.weight")
     del tensors["mask_decoder.iou_token.weight"]
     tensors["image_encoder.pos_embed"] = np.zeros((1, 4, 4, 24), np.float32)
@@ -99,7 +100,7 @@ def test_every_mismatch_is_in_one_error(tmp_path):
 
 
 def test_integers_are_no_weights(tmp_path):
-    tensors = {key: np.array(x, order="C") for key, x in released(rules.SAM_MODEL, SAM).items()}
+    tensors = {key: np.array(x, order="C") for key, x in released(sam.SAM_MODEL, SAM).items()}
     tensors["vision_encoder.neck.layer_norm1.bias"] = np.zeros(32, np.int8)
     safetensors.numpy.save_file(tensors, tmp_path / "model.safetensors")
     with pytest.raises(UserError, match="1 of another type.*\n *type *.*int8, expected float"):
@@ -110,7 +111,7 @@ def test_integers_are_no_weights(tmp_path):
 @pytest.mark.parametrize("key", ["image_encoder.blocks.1.attn.qkv.weight", "no_mask_embed.weight"])
 def test_values_that_are_not_finite_are_refused(key, value, tmp_path):
     sam_file = save_sam(tmp_path / "sam.pth")
-    tensors = {k: np.array(x) for k, x in released(rules.SEGMENT_ANYTHING, SAM).items()}
+    tensors = {k: np.array(x) for k, x in released(sam.SEGMENT_ANYTHING, SAM).items()}
     (key,) = [each for each in tensors if each.endswith(key)]
     tensors[key].flat[-1] = value
     export.write_torch(sam_file, tensors)
@@ -130,7 +131,7 @@ def test_a_model_of_another_kind_is_named(tmp_path):
 @pytest.mark.parametrize("missing", ["image_encoder.blocks.5", "prompt_encoder.mask_downscaling.3"])
 def test_a_size_that_cannot_be_told_is_one_sentence(missing, tmp_path):
     sam_file = save_sam(tmp_path / "sam.pth")
-    tensors = released(rules.SEGMENT_ANYTHING, SAM)
+    tensors = released(sam.SEGMENT_ANYTHING, SAM)
     kept = {key: array for key, array in tensors.items() if not key.startswith(missing)}
     export.write_torch(sam_file, kept)
     with pytest.raises(UserError, match="global attention is in blocks|mask_downscaling.3.weight"):
@@ -209,11 +210,11 @@ def test_memory_is_at_most_2_2_times_the_file(name, tmp_path):
     path = tmp_path / name
     more = []
     if name == "sam.pth":
-        export.write_torch(path, released(rules.SEGMENT_ANYTHING, SamConfig()))
+        export.write_torch(path, released(sam.SEGMENT_ANYTHING, SamConfig()))
     elif name == "sam.safetensors":
-        export.write_safetensors(path, released(rules.SAM_MODEL, SamConfig()))
+        export.write_safetensors(path, released(sam.SAM_MODEL, SamConfig()))
     else:
-        tensors = released(rules.OPEN_CLIP, ClipConfig()).items()
+        tensors = released(clip.OPEN_CLIP, ClipConfig()).items()
         halves = {key: np.asarray(array, np.float16, order="C") for key, array in tensors}
         safetensors.numpy.save_file(halves, path)
         more_words = [f"<{i}>" for i in range(ClipConfig().text.vocab_size - len(WORDS))]

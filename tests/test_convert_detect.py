@@ -18,8 +18,9 @@ from releases import (
     vocabulary,
 )
 
-from samclip_jax.convert import export, import_weights, rules
-from samclip_jax.convert.detect import detect, size_name
+from samclip_jax.convert import clip, export, sam
+from samclip_jax.convert.apply import import_weights
+from samclip_jax.convert.detect import detect
 from samclip_jax.errors import UserError
 from samclip_jax.models.config import (
     ClipConfig,
@@ -27,7 +28,6 @@ from samclip_jax.models.config import (
     ClipVisionConfig,
     ImageEncoderConfig,
     SamConfig,
-    kind_of,
 )
 
 CLIP_MODEL_JSON = {
@@ -70,15 +70,14 @@ def test_the_size_is_seen_in_the_shapes(size, tmp_path):
     """Every layout, without a file beside the weights."""
     config = SIZES[size]
     blank = {name: np.broadcast_to(np.float32(0), x.shape) for name, x in leaves(config).items()}
-    for layout in rules.LAYOUTS:
-        if layout.kind != kind_of(config):
-            continue
+    family = sam if isinstance(config, SamConfig) else clip
+    for layout in family.LAYOUTS:
         tensors = export.released(layout, blank)
         shapes = {name: tensors[key].shape for name, key in layout.names(tensors).items()}
         quick_gelu = None if config == SAM else False
-        found, assumed = detect(layout, shapes, tmp_path / "weights", quick_gelu)
-        assert (found, size_name(found)) == (config, size)
-        assert (assumed == []) == (layout is rules.SEGMENT_ANYTHING)
+        found, assumed = detect(family, layout, shapes, tmp_path / "weights", quick_gelu)
+        assert (found, family.size_name(found)) == (config, size)
+        assert (assumed == []) == (layout is sam.SEGMENT_ANYTHING)
 
 
 def test_what_shapes_do_not_tell_is_read_beside_the_weights(tmp_path):
@@ -90,7 +89,7 @@ def test_what_shapes_do_not_tell_is_read_beside_the_weights(tmp_path):
 
 
 def test_hugging_face_tells_it_in_its_own_files(tmp_path):
-    export.write_safetensors(tmp_path / "model.safetensors", released(rules.CLIP_MODEL, CLIP))
+    export.write_safetensors(tmp_path / "model.safetensors", released(clip.CLIP_MODEL, CLIP))
     for name, described in CLIP_MODEL_JSON.items():
         (tmp_path / name).write_text(json.dumps(described))
     (tmp_path / "tokenizer.json").write_text(vocabulary(WORDS))
@@ -119,10 +118,10 @@ def detected_clip_model(described, folder):
     (folder / "config.json").write_text(json.dumps(described))
     processor = CLIP_MODEL_JSON["preprocessor_config.json"]
     (folder / "preprocessor_config.json").write_text(json.dumps(processor))
-    tensors = released(rules.CLIP_MODEL, CLIP)
-    names = rules.CLIP_MODEL.names(tensors)
+    tensors = released(clip.CLIP_MODEL, CLIP)
+    names = clip.CLIP_MODEL.names(tensors)
     shapes = {name: tensors[key].shape for name, key in names.items()}
-    return detect(rules.CLIP_MODEL, shapes, folder / "model.safetensors")
+    return detect(clip, clip.CLIP_MODEL, shapes, folder / "model.safetensors")
 
 
 @pytest.mark.parametrize("described, assumed", OLD_FILES)
@@ -156,13 +155,13 @@ def test_old_hugging_face_files_are_read_as_transformers_reads_them(described, a
 def test_an_epsilon_that_clip_does_not_have_is_refused(tmp_path):
     described = CLIP_MODEL_JSON["config.json"] | {"text_config": {"layer_norm_eps": 1e-6}}
     (tmp_path / "config.json").write_text(json.dumps(described))
-    export.write_safetensors(tmp_path / "model.safetensors", released(rules.CLIP_MODEL, CLIP))
+    export.write_safetensors(tmp_path / "model.safetensors", released(clip.CLIP_MODEL, CLIP))
     with pytest.raises(UserError, match="config.json: layer_norm_eps must be 1e-5"):
         import_weights(tmp_path)
 
 
 def test_what_is_assumed_of_a_sam_is_reported(tmp_path):
-    export.write_safetensors(tmp_path / "model.safetensors", released(rules.SAM_MODEL, SAM))
+    export.write_safetensors(tmp_path / "model.safetensors", released(sam.SAM_MODEL, SAM))
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "sam"}))
     (tmp_path / "preprocessor_config.json").write_text(json.dumps({"image_std": [0.2] * 3}))
     config, _, _, source = import_weights(tmp_path)
@@ -310,11 +309,11 @@ def test_released_clips_are_detected(beside, tmp_path):
 def detected(state_dict, folder):
     """detect() of a state dict on torch's meta device; every tensor has its place."""
     shapes = {key: tuple(value.shape) for key, value in state_dict.items()}
-    layout = next(layout for layout in rules.LAYOUTS if layout.signature in shapes)
+    layouts = ((family, layout) for family in (sam, clip) for layout in family.LAYOUTS)
+    family, layout = next(pair for pair in layouts if pair[1].signature in shapes)
     names = layout.names(shapes)
-    config, assumed = detect(
-        layout, {name: shapes[key] for name, key in names.items()}, folder / "weights"
-    )
+    named = {name: shapes[key] for name, key in names.items()}
+    config, assumed = detect(family, layout, named, folder / "weights")
     blank = {name: np.broadcast_to(np.float32(0), x.shape) for name, x in leaves(config).items()}
     assert {key: x.shape for key, x in export.released(layout, blank).items()} == shapes
     return config, assumed

@@ -19,7 +19,8 @@ from releases import (
 )
 
 from samclip_jax import checkpoint, models
-from samclip_jax.convert import export, import_weights, readers, rules
+from samclip_jax.convert import export, readers, sam
+from samclip_jax.convert.apply import import_weights
 from samclip_jax.models.config import ClipHeadConfig, SamClipConfig
 
 
@@ -33,7 +34,7 @@ def test_export_and_import_give_the_same_bits(layout, tmp_path):
     assert config == SAM
     assert_same(params, SAM)
     if layout == "segment_anything":
-        tensors = released(rules.SEGMENT_ANYTHING, SAM)
+        tensors = released(sam.SEGMENT_ANYTHING, SAM)
         read = {key: x.read() for key, x in readers.read(output).items()}
         assert read.keys() == tensors.keys()
         assert all((read[key] == tensors[key]).all() for key in tensors)

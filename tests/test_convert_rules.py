@@ -4,13 +4,15 @@ import numpy as np
 import pytest
 from releases import CLIP, SAM, random_params
 
-from samclip_jax.convert import rules
+from samclip_jax.convert import clip, rules, sam
+
+LAYOUTS = sam.LAYOUTS + clip.LAYOUTS
 
 
-@pytest.mark.parametrize("layout", rules.LAYOUTS, ids=lambda layout: layout.title)
+@pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: layout.title)
 def test_each_parameter_has_one_place_in_a_layout_and_each_key_one_rule(layout):
     """The views of a layout are all of our memory, once."""
-    config = SAM if layout.kind == "sam" else CLIP
+    config = SAM if layout in sam.LAYOUTS else CLIP
     params = {name: np.zeros_like(array) for name, array in random_params(config).items()}
     views = layout.views(params)
     for parts in views.values():
@@ -23,9 +25,9 @@ def test_each_parameter_has_one_place_in_a_layout_and_each_key_one_rule(layout):
         assert len(matching) == len(parts), key
 
 
-@pytest.mark.parametrize("layout", rules.LAYOUTS, ids=lambda layout: layout.title)
+@pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: layout.title)
 def test_every_key_leads_back_to_our_names(layout):
-    config = SAM if layout.kind == "sam" else CLIP
+    config = SAM if layout in sam.LAYOUTS else CLIP
     names = layout.names(layout.views(random_params(config)))
     unstacked = rules.one_by_one(random_params(config)).keys()
     assert names.keys() == unstacked

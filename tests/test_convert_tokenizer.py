@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from releases import WORDS, save_clip, vocabulary
 
-from samclip_jax.convert import import_weights
+from samclip_jax.convert.apply import import_weights
 from samclip_jax.convert.tokenizer import tokenizer_json
 from samclip_jax.errors import UserError
 from samclip_jax.tokenizer import Tokenizer

@@ -7,7 +7,7 @@ import pytest
 from etils import epath
 
 from samclip_jax import checkpoint
-from samclip_jax.convert import import_weights
+from samclip_jax.convert.apply import import_weights
 from samclip_jax.convert.export import export_weights
 from samclip_jax.data import prepare
 from samclip_jax.data.sources import make_source

@@ -9,8 +9,7 @@ import argparse
 import jax
 
 from samclip_jax import checkpoint, models
-from samclip_jax.convert.apply import import_weights
-from samclip_jax.convert.detect import size_name
+from samclip_jax.convert.apply import import_weights, size_name
 from samclip_jax.convert.export import export_weights
 from samclip_jax.errors import UserError, command, program
 

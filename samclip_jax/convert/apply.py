@@ -6,13 +6,14 @@ import numpy as np
 from tqdm import tqdm
 
 from samclip_jax import models
-from samclip_jax.convert import readers
-from samclip_jax.convert.detect import detect, size_name
-from samclip_jax.convert.rules import LAYOUTS
+from samclip_jax.convert import clip, readers, sam
+from samclip_jax.convert.detect import detect
 from samclip_jax.convert.tokenizer import tokenizer_json
 from samclip_jax.errors import UserError
+from samclip_jax.models.config import ClipConfig, SamConfig
 from samclip_jax.paths import local_path
 
+FAMILIES = {SamConfig: sam, ClipConfig: clip}  # in whose order files are recognised
 HALVES = ("float16", "bfloat16")
 FLOATS = ("float64", "float32", *HALVES)
 
@@ -29,21 +30,25 @@ def import_weights(source, quick_gelu=None, tokenizer=None):
     """
     files = readers.weight_files(source)
     found = [item for path in files for item in readers.read(path).items()]
-    layout = _layout(files[0], [key for key, _ in found])
+    family, layout = _layout(files[0], [key for key, _ in found])
     tensors, doubled = _standard(layout, found)
     shapes = {name: tensors[key].shape for name, key in layout.names(tensors).items()}
-    config, assumed = detect(layout, shapes, files[0], quick_gelu)
-    if layout.kind == "sam" and (tokenizer or quick_gelu is not None):
-        raise UserError(f"{source} is a SAM: a tokenizer and an activation are for a CLIP.")
+    config, assumed = detect(family, layout, shapes, files[0], quick_gelu)
+    if not family.HAS_TEXT and (tokenizer or quick_gelu is not None):
+        raise UserError(
+            f"{source} is a {family.NAME}: a tokenizer and an activation are for a CLIP."
+        )
     text = None
-    if layout.kind == "clip":
+    if family.HAS_TEXT:
         text = tokenizer_json(files[0].parent, tokenizer, config.text.vocab_size)
 
     _, abstract = models.split(models.abstract(config))
     template = {name: np.empty(leaf.shape, np.float32) for name, leaf in abstract.items()}
     views = layout.views(template)
     if mismatches := [("doubled", key, "") for key in doubled] + _mismatches(views, tensors):
-        raise UserError(_listed(f"{files[0]} does not match {size_name(config)}", mismatches))
+        raise UserError(
+            _listed(f"{files[0]} does not match {family.size_name(config)}", mismatches)
+        )
     params = _like(template, views, tensors)
     views = layout.views(params)
     for key, parts in tqdm(views.items(), desc="reading", unit=" tensors", delay=5, mininterval=1):
@@ -57,14 +62,20 @@ def import_weights(source, quick_gelu=None, tokenizer=None):
     return config, params, text, {"name": name, "sha256": digest, "assumed": assumed}
 
 
+def size_name(config):
+    """'SAM ViT-B', 'CLIP ViT-L/14': what such a model is called."""
+    return FAMILIES[type(config)].size_name(config)
+
+
 def _layout(path, keys):
-    for layout in LAYOUTS:
-        if layout.signature in keys:
-            return layout
+    for family in FAMILIES.values():
+        for layout in family.LAYOUTS:
+            if layout.signature in keys:
+                return family, layout
+    known = ", ".join(family.RELEASED for family in FAMILIES.values())
     raise UserError(
-        f"{path} holds no model that is known here: SAM as segment_anything or Hugging Face's "
-        "SamModel, CLIP with a ViT as OpenAI, OpenCLIP or Hugging Face's CLIPModel. Its first "
-        f"tensors are {', '.join(sorted(keys)[:3])}."
+        f"{path} holds no model that is known here: {known}. Its first tensors are "
+        f"{', '.join(sorted(keys)[:3])}."
     )
 
 

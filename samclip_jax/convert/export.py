@@ -10,7 +10,7 @@ import numpy as np
 from tqdm import tqdm
 
 from samclip_jax import checkpoint
-from samclip_jax.convert.rules import SAM_MODEL, SEGMENT_ANYTHING
+from samclip_jax.convert.sam import SAM_MODEL, SEGMENT_ANYTHING
 from samclip_jax.errors import UserError, os_errors
 from samclip_jax.paths import local_path
 

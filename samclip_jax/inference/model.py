@@ -57,7 +57,8 @@ def _read(path):
         )
     if not released:
         return checkpoint.load_model(path)
-    from samclip_jax.convert import import_weights  # only here: not needed for own checkpoints
+    # only here: not needed for own checkpoints
+    from samclip_jax.convert.apply import import_weights
 
     config, params, tokenizer, source = import_weights(local)
     for value in source["assumed"]:

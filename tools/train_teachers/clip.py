@@ -8,8 +8,8 @@ import optax
 from PIL import Image
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
+from samclip_jax.convert.clip import OPEN_CLIP
 from samclip_jax.convert.export import released, write_safetensors
-from samclip_jax.convert.rules import OPEN_CLIP
 from samclip_jax.data import shapes
 from samclip_jax.models.config import ClipConfig, ClipTextConfig, ClipVisionConfig
 from samclip_jax.models.samclip import unit

@@ -6,7 +6,7 @@ import numpy as np
 import optax
 
 from samclip_jax.convert.export import released, write_torch
-from samclip_jax.convert.rules import SEGMENT_ANYTHING
+from samclip_jax.convert.sam import SEGMENT_ANYTHING
 from samclip_jax.data import shapes
 from samclip_jax.models.config import ImageEncoderConfig, MaskDecoderConfig, SamConfig
 from samclip_jax.models.prompt_encoder import ABSENT, FOREGROUND, NOT_A_POINT
