@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from samclip_jax import hlo, models
+from samclip_jax import families, hlo, models
 from samclip_jax.compile_only import topology_devices
 from samclip_jax.errors import command
 from samclip_jax.metrics import write_json
@@ -54,7 +54,7 @@ def layer(attention, batch, grid):
 
 def encoder(dtype):
     """(function, its arguments) of SAM ViT-B's encoder, its parameters in `dtype`."""
-    graph, params = models.split(models.abstract(SamConfig()))
+    graph, params = models.split(families.abstract(SamConfig()))
     params = {name: jax.ShapeDtypeStruct(x.shape, dtype) for name, x in params.items()}
     images = jax.ShapeDtypeStruct((1, 1024, 1024, 3), jnp.uint8)
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from samclip_jax import models
+from samclip_jax import families, models
 from samclip_jax.errors import command
 from samclip_jax.metrics import write_json
 from samclip_jax.models.config import SamConfig
@@ -37,7 +37,7 @@ def encoders(config, images, dtype):
     original = originals.randomise(originals.sam(config))
     hugging_face = originals.randomise(originals.huggingface_sam(config)).vision_encoder
     weights = {name: value.numpy() for name, value in original.state_dict().items()}
-    graph, _ = models.split(models.abstract(config))
+    graph, _ = models.split(families.abstract(config))
     params = {
         name: jax.device_put(x.astype(dtype)) for name, x in converted(config, weights).items()
     }

@@ -14,7 +14,7 @@ import json
 import sys
 
 from benchmarks.process import measured
-from samclip_jax import models
+from samclip_jax import families, models
 from samclip_jax.convert.clip import OPEN_CLIP
 from samclip_jax.convert.export import released, write_safetensors, write_torch
 from samclip_jax.convert.sam import SEGMENT_ANYTHING
@@ -47,10 +47,10 @@ def write_released(folder):
     """Random weights as they would be downloaded."""
     (folder / "clip").mkdir(parents=True, exist_ok=True)
     if not (folder / "sam_vit_b_random.pth").exists():
-        _, sam = models.split(models.init(SamConfig()))
+        _, sam = models.split(families.init(SamConfig()))
         write_torch(folder / "sam_vit_b_random.pth", released(SEGMENT_ANYTHING, sam))
     if not (folder / "clip" / "open_clip_model.safetensors").exists():
-        _, clip = models.split(models.init(ClipConfig()))
+        _, clip = models.split(families.init(ClipConfig()))
         tensors = released(OPEN_CLIP, clip)
         write_safetensors(folder / "clip" / "open_clip_model.safetensors", tensors)
 

@@ -16,8 +16,9 @@ from pathlib import Path
 from configs import stage2
 from samclip_jax.compile_only import compile_only
 from samclip_jax.errors import UserError, command
+from samclip_jax.families import to_dict
 from samclip_jax.metrics import write_json
-from samclip_jax.models.config import ImageEncoderConfig, SamConfig, to_dict
+from samclip_jax.models.config import ImageEncoderConfig, SamConfig
 from samclip_jax.paths import output_file
 
 VIT_H = ImageEncoderConfig(width=1280, depth=32, heads=16, mlp_width=5120)

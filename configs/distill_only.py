@@ -16,7 +16,7 @@ from samclip_jax import recipe
 def get_config():
     config = recipe.base()
     config.terms.clip = recipe.clip_term()
-    config.lr_factors = (("clip_head|encoder", 1.0), (".*", None))
+    config.lr_factors = (("heads|encoder", 1.0), (".*", None))
     config.optimizer.learning_rate = 4e-5
     config.steps = config.optimizer.schedule_steps = recipe.steps(config, epochs=20)  # appendix D
     return config

@@ -18,7 +18,7 @@ from samclip_jax import recipe
 def get_config():
     config = recipe.base()
     config.terms.clip = recipe.clip_term()
-    config.lr_factors = (("clip_head", 1.0), (".*", None))  # None: frozen
+    config.lr_factors = (("heads", 1.0), (".*", None))  # None: frozen
     config.optimizer.learning_rate = 8e-4  # appendix A
     config.steps = config.optimizer.schedule_steps = recipe.steps(config, epochs=20)  # appendix A
     return config

@@ -23,7 +23,7 @@ def get_config():
     config.terms.clip = recipe.clip_term()
     config.terms.sam, config.streams.sam = recipe.sam_term()
     # 10 times smaller for what SAM already knows (4.1); prompt encoder and text tower are frozen
-    config.lr_factors = (("clip_head", 1.0), ("encoder|mask_decoder", 0.1), (".*", None))
+    config.lr_factors = (("heads", 1.0), ("encoder|mask_decoder", 0.1), (".*", None))
     config.optimizer.learning_rate = 4e-5  # appendix A
     config.optimizer.schedule_steps = recipe.steps(config, epochs=20)
     config.steps = recipe.steps(config, epochs=16)  # then COCO AP began to fall (appendix A)

@@ -11,19 +11,22 @@ model.json is written last: a directory without it is no checkpoint. DIR may be 
 import contextlib
 import json
 import logging
+import re
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
+from samclip_jax import families
 from samclip_jax.errors import UserError, os_errors
-from samclip_jax.models import config as model_config
 from samclip_jax.models.samclip import LOGIT_SCALE
 from samclip_jax.paths import any_path, is_remote
 
-RENAMED = {"encoder/neck/conv2": "encoder/neck/conv2/kernel"}
-KIND_NAMES = {"sam": "a SAM", "clip": "a CLIP", "samclip": "a merged SAM-CLIP"}
+RENAMED = (  # of files made before a parameter had its name
+    (re.compile("encoder/neck/conv2$"), "encoder/neck/conv2/kernel"),
+    (re.compile("clip_head/"), "heads/clip/"),
+)
 STEPS = "checkpoints"
 
 
@@ -36,7 +39,7 @@ def save_model(directory, config, params, tokenizer_json=None, source=None):
     without space. All processes of a job call it together.
     """
     directory = require_new(directory)
-    described = {"config": model_config.to_dict(config), "source": source}
+    described = {"config": families.to_dict(config), "source": source}
     texts = {"tokenizer.json": tokenizer_json, "model.json": json.dumps(described, indent=2)}
     renames = not is_remote(directory)  # there a rename is a copy of every object
     staging = directory.parent / f"{directory.name}.incomplete" if renames else directory
@@ -52,30 +55,30 @@ def save_model(directory, config, params, tokenizer_json=None, source=None):
         raise
 
 
-def load_model(directory, kinds=None, shardings=None, initial=False):
+def load_model(directory, outputs=(), shardings=None, initial=False):
     """(config, {"a/b/c": jax array}, tokenizer.json's text or None) of a model checkpoint.
 
     A training run gives its newest step's parameters over the ones it started from, or (initial)
     the latter alone. A merged model of a time when its CLIP teacher's logit_scale was not kept gets
-    ln(100). kinds: those that the caller can use, of "sam", "clip", "samclip".
+    ln(100). outputs: what the caller asks of the model, of Family.outputs.
     shardings: {name: ShapeDtypeStruct} -> {name: Sharding}; by default everything lies on the first
     local device. UserError where the directory is no checkpoint, is incomplete or of another kind.
     """
     directory = any_path(directory)
-    config = load_config(directory, kinds)
+    config = load_config(directory, outputs)
     with os_errors(f"{directory} was not read"):
         if not (directory / "params").exists():
             raise UserError(f"{directory} is incomplete: it has model.json and no params/")
         step = None if initial else newest_step(directory)
         newest = [] if step is None else [directory / STEPS / str(step)]
         sources = [directory / "params", *newest]
-        origin = {  # of files made before a parameter had its name, too
-            RENAMED.get(name, name): (name, leaf, path)
+        origin = {
+            _renamed(name): (name, leaf, path)
             for path in sources
             for name, leaf in _stored(path).items()
         }
         abstract = {name: leaf for name, (_, leaf, _) in origin.items()}
-        unscaled = model_config.kind_of(config) == "samclip" and "logit_scale" not in origin
+        unscaled = "text" in families.of(config).outputs and "logit_scale" not in origin
         if unscaled:
             abstract["logit_scale"] = jax.ShapeDtypeStruct((), np.float32)
         placed = shardings(abstract) if shardings else dict.fromkeys(abstract, _one_device())
@@ -93,7 +96,7 @@ def load_model(directory, kinds=None, shardings=None, initial=False):
         return config, params, tokenizer.read_text() if tokenizer.exists() else None
 
 
-def load_config(directory, kinds=None):
+def load_config(directory, outputs=()):
     """The config of a model checkpoint, without its parameters; errors as `load_model`."""
     directory = any_path(directory)
     with os_errors(f"{directory} was not read"):
@@ -103,11 +106,11 @@ def load_config(directory, kinds=None):
             described = json.loads((directory / "model.json").read_text())["config"]
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"{directory}/model.json is damaged: {error}") from error
-    config = model_config.from_dict(described)
-    kind = model_config.kind_of(config)
-    if kinds and kind not in kinds:
-        wanted = " or ".join(KIND_NAMES[name] for name in kinds)
-        raise UserError(f"{directory} is {KIND_NAMES[kind]} checkpoint; {wanted} one is needed")
+    config = families.from_dict(described)
+    family = families.of(config)
+    if not family.outputs >= {*outputs}:
+        wanted = families.titles(outputs)
+        raise UserError(f"{directory} is {family.title} checkpoint; {wanted} one is needed")
     return config
 
 
@@ -244,6 +247,12 @@ def _stored(path):
         tree = ocp.metadata(path).metadata
         leaves = tree["params"] if path.parent.name == STEPS else tree
         return {name: jax.ShapeDtypeStruct(x.shape, np.float32) for name, x in leaves.items()}
+
+
+def _renamed(name):
+    for pattern, new in RENAMED:
+        name = pattern.sub(new, name) if pattern.match(name) else name
+    return name
 
 
 def _load(path, wanted):

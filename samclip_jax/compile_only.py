@@ -14,12 +14,14 @@ import jax
 import numpy as np
 from jax.experimental import topologies
 
-from samclip_jax import checkpoint, flops, hlo, models, optim, sharding, train
+from samclip_jax import checkpoint, families, flops, hlo, optim, sharding, train
+from samclip_jax.config import MASKS
 from samclip_jax.errors import UserError
 from samclip_jax.metrics import write_json
-from samclip_jax.models.config import ClipConfig, ClipHeadConfig, SamClipConfig, SamConfig, kind_of
+from samclip_jax.models.config import SamConfig
 from samclip_jax.paths import output_file
-from samclip_jax.teachers import at_rest, kinds
+from samclip_jax.streams import batch_sizes, make_mesh, read_streams, require_divisible
+from samclip_jax.teachers import at_rest, targets
 
 
 class Chip(NamedTuple):
@@ -50,7 +52,6 @@ NO_TPU = {  # libtpu would ask the network what TPU this is, and lock it
 TOO_LARGE = re.compile(  # how XLA says how much it would have needed
     r"Used ([\d.]+)([MG]) of \S+ hbm|\(([\d.]+)([MG])\) exceeds available HBM"
 )
-PARENTS = {"sam": SamConfig(), "clip": ClipConfig()}  # by kind, for want of a checkpoint (4.1)
 
 
 def compile_only(values, topology, report=None):
@@ -62,12 +63,12 @@ def compile_only(values, topology, report=None):
     """
     report = output_file(report) if report else None
     config = train.read_config(values)
-    streams = train.read_streams(config)
+    streams = read_streams(config)
     devices = topology_devices(topology)
     chip = CHIPS.get(devices[0].device_kind)
     if chip is None:
         raise UserError(f"{topology}: no figures of a {devices[0].device_kind} in CHIPS")
-    mesh, batches = train.lay_out(config, streams, devices), train.batch_sizes(streams)
+    mesh, batches = make_mesh(config, streams, devices), batch_sizes(streams)
     entries = []
     for sizes in programs(batches):
         print(f"compiling for {topology}: {described(resolutions(sizes))} ...", flush=True)
@@ -174,16 +175,16 @@ def abstract_step(config, streams, mesh, sizes):
             sharding.shardings(mesh, tree),
         )
 
-    train.require_cuts(config, streams, student.sam.encoder.patch, mesh)
-    graph, params = models.split_images(student)
+    require_divisible(streams, student.sam.encoder.patch, mesh)
+    graph, params = families.split_images(student)
     trainable, frozen, factors = optim.partition(params, config.lr_factors)
     optimizer = optim.adamw(config.optimizer, factors)
     state = train.start_state(config.terms, trainable, jax.eval_shape(optimizer.init, trainable))
-    split = {name: models.split_images(each) for name, each in teachers.items()}
+    split = {name: families.split_images(teacher) for name, teacher in teachers.items()}
     graphs = {name: teacher_graph for name, (teacher_graph, _) in split.items()}
     shapes, batches = {}, {}
     for name, (resolution, images) in sizes.items():
-        example = streams[name][1].shapes(resolution)
+        example = streams[name].examples.shapes(resolution)
         shapes[name] = {key: (images, *shape) for key, (shape, _) in example.items()}
         batch = {key: jax.ShapeDtypeStruct(shapes[name][key], d) for key, (_, d) in example.items()}
         batches[name] = jax.tree.map(
@@ -197,25 +198,50 @@ def abstract_step(config, streams, mesh, sizes):
     }
     teacher_params = {name: placed(teacher) for name, teacher in resting.items()}
     step = train.make_step(config, graph, graphs, optimizer, mesh)
-    trained = {name.split("/")[0] for name in trainable}
-    ideal = flops.step(config.terms, student, teachers, trained, shapes)
+    ideal = ideal_operations(config.terms, student, teachers, trainable, shapes)
     return step, (placed(state), placed(frozen), teacher_params, batches), ideal
 
 
 def model_configs(config):
     """(SamClipConfig of the student, {teacher: config}): of the checkpoints that the config names,
     or of the paper's parents where it names none."""
-    teachers = {}
-    for name, fitting in kinds(config.terms).items():
+    configs = {}
+    for name, asked in targets(config.terms).items():
         path = config.teachers[name]
-        teachers[name] = checkpoint.load_config(path, fitting) if path else PARENTS[fitting[0]]
-    start = checkpoint.load_config(config.init, ("sam", "samclip")) if config.init else SamConfig()
-    if kind_of(start) == "samclip":
-        return start, teachers
-    text = next((each.text for each in teachers.values() if kind_of(each) == "clip"), None)
-    text = text or ClipConfig().text
-    head = ClipHeadConfig(**vars(config.head), embed_dim=text.embed_dim)
-    return SamClipConfig(start, head, text), teachers
+        parent = families.that_give(asked)[0].config
+        configs[name] = checkpoint.load_config(path, asked) if path else parent()
+    start = checkpoint.load_config(config.init, {"masks"}) if config.init else SamConfig()
+    return train.student_config(config, start, configs), configs
+
+
+def ideal_operations(terms, student, teachers, trained, batches):
+    """Operations of one training step on all devices together, without recomputation.
+
+    student: SamClipConfig; teachers: {name: config}; trained: names of trainable parameters;
+    batches: {stream: {name: shape}}.
+    """
+    total = 0
+    encoder_trained = any(name.startswith("encoder/") for name in trained)
+    for stream, shapes in batches.items():
+        of_stream = [term for term in terms.values() if term.stream == stream]
+        images, *size, _ = shapes["image"]
+        grid = tuple(side // student.sam.encoder.patch for side in size)
+        for name in {term.teacher for term in of_stream}:
+            asked = {term.target for term in of_stream if term.teacher == name}
+            family = families.of(teachers[name])
+            total += images * family.operations(teachers[name], asked, shapes, grid)
+        body = flops.encoder(student.sam.encoder, size)
+        total += images * body * (3 if encoder_trained else 1)
+        for head in {term.head for term in of_stream}:
+            # a gradient takes as much again for the weights, and for what came into the layer
+            if head == MASKS:
+                operations, start = flops.masks(student.sam, shapes), f"{MASKS}/"
+            else:
+                operations, start = flops.clip_head(student, head, grid), f"heads/{head}/"
+            head_trained = any(name.startswith(start) for name in trained)
+            gradients = head_trained + (head_trained or encoder_trained)
+            total += images * operations * (1 + gradients)
+    return total
 
 
 def summary(topology, mesh, chip, programs, steps):

@@ -29,6 +29,7 @@ from samclip_jax.validation import (
 Dtype = Literal["float32", "bfloat16"]  # that models compute in
 Decay = Annotated[float, Range(ge=0, lt=1)]  # of a moving average
 TARGETS = {"summary": ("cosine", "clip"), "masks": ("masks", "sam")}  # loss, kind of stream
+MASKS = "mask_decoder"  # the head of every SAM
 STREAM = {  # other keys are its kind's
     "kind": str,
     "workers": NonNegativeInt,
@@ -43,7 +44,8 @@ class TermConfig(Validated):
 
     stream: str  # the data it is computed on
     teacher: str  # the frozen model it is distilled from
-    target: Literal["summary", "masks"]  # the output that is compared, of the models' OUTPUTS
+    target: Literal["summary", "masks"]  # what is compared, see families/family.py
+    head: str  # the student's, that learns it: a name of `heads`, or MASKS
     loss: Literal["cosine", "masks"]  # of train.LOSSES
     weight: NonNegativeFloat
 
@@ -52,6 +54,11 @@ class TermConfig(Validated):
         loss, _ = TARGETS[self.target]
         if self.loss != loss:
             raise UserError(f"loss must be {loss} for target {self.target}, got {self.loss!r}")
+        if (self.target == "masks") != (self.head == MASKS):
+            raise UserError(
+                f"head must be {MASKS} for target masks and for no other, got {self.head!r} for "
+                f"{self.target}"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,11 +82,11 @@ class MaskLossConfig(Validated):
 
 @dataclasses.dataclass(frozen=True)
 class HeadConfig(Validated):
-    """The CLIP head that a run from a plain SAM begins with."""
+    """A head that a run adds to what it starts from; the paper's CLIP head."""
 
-    depth: PositiveInt
-    mlp_hidden: PositiveInt
-    pooling: Literal["max", "mean"]
+    depth: PositiveInt = 3  # appendix A
+    mlp_hidden: PositiveInt = 768  # of two layers; the width that gives "about 25 %" (appendix E)
+    pooling: Literal["max", "mean"] = "max"  # better than mean (appendix A)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,7 +108,7 @@ class TrainConfig(Validated):
 
     init: str
     teachers: dict[str, str]
-    head: HeadConfig
+    heads: dict[str, HeadConfig]  # by name; those that the start has stay as they are
     terms: dict[str, TermConfig]
     mask_loss: MaskLossConfig
     streams: dict[str, dict]
@@ -132,6 +139,9 @@ class TrainConfig(Validated):
         if not self.terms:
             raise UserError("terms is empty: nothing to train")
         for name, term in self.terms.items():
+            if term.head not in (*self.heads, MASKS):
+                known = ", ".join((*self.heads, MASKS))
+                raise UserError(f"terms.{name}.head must be one of {known}, got {term.head!r}")
             _, kind = TARGETS[term.target]
             stream = self.streams.get(term.stream)
             if stream is None:

@@ -164,15 +164,15 @@ def stage_config(stage, workdir, seed):
 def measure(model, data):
     """{metric: value} of everything that a model can do; `data` as DATA."""
     found, resolutions = {}, dict(image_size=IMAGE_SIZE, templates=TEMPLATES)
-    if model.kind != "sam":
+    if model.gives("text"):
         found |= evals.evaluate(model, "zero_shot_classification", data["objects"], **resolutions)
         found |= evals.evaluate(model, "zero_shot_segmentation", data["scenes"], **resolutions)
-    if model.kind == "clip":
+    if model.gives("text") and not model.gives("masks"):
         other = evals.evaluate(
             model, "zero_shot_segmentation", data["scenes"], templates=TEMPLATES, maskclip=True
         )
         found["maskclip_segmentation_miou"] = other["zero_shot_segmentation_miou"]
-    if model.kind != "clip":
+    if model.gives("masks"):
         tuned = evals.evaluate(model, "box_masks", data["tuning"], threshold="best")
         threshold = tuned["box_threshold"]
         found |= evals.evaluate(model, "box_masks", data["scenes"], threshold=threshold)
@@ -211,7 +211,7 @@ def sizes(workdir, model):
         "sam_encoder": ("sam", "encoder/"),
         "clip_encoder": ("clip", "vision/"),
         "samclip_encoder": ("samclip", "encoder/"),
-        "clip_head": ("samclip", "clip_head/"),
+        "clip_head": ("samclip", "heads/clip/"),
     }
     return {
         part: models.count({k: v for k, v in found[kind].items() if k.startswith(prefix)})

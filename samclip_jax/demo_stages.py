@@ -40,10 +40,10 @@ def get_config(stage=""):
         config.streams.sam.update(workers=0, batch_size=4, image_size=96)
         config.streams.sam.prompts.update(per_image=4, interior=True)
     config.lr_factors = {
-        "stage1": (("clip_head", 1.0), (".*", None)),
-        "stage2": (("clip_head", 1.0), ("encoder|mask_decoder", 0.1), (".*", None)),
-        "stage3": (("clip_head", 1.0), (".*", None)),
-        "distill_only": (("clip_head|encoder", 1.0), (".*", None)),
+        "stage1": (("heads", 1.0), (".*", None)),
+        "stage2": (("heads", 1.0), ("encoder|mask_decoder", 0.1), (".*", None)),
+        "stage3": (("heads", 1.0), (".*", None)),
+        "distill_only": (("heads|encoder", 1.0), (".*", None)),
     }[stage]
     config.optimizer.update(
         learning_rate=3e-3 if stage == "stage1" else 2e-3,
@@ -52,7 +52,7 @@ def get_config(stage=""):
         clip_norm=1.0,
     )
     config.steps = config.optimizer.schedule_steps = STEPS[stage]
-    config.head.mlp_hidden = 128
+    config.heads.clip.mlp_hidden = 128
     config.dtype = "float32"
     config.log_every = 50
     config.checkpoint_every = 10_000

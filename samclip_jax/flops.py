@@ -3,48 +3,11 @@
 Matrix products alone, as `hlo.count` counts: the rest is too little to matter.
 """
 
-from samclip_jax.models.config import kind_of
 
-HEADS = {"summary": "clip_head", "masks": "mask_decoder"}  # output: the parameters that make it
-
-
-def step(terms, student, teachers, trained, batches):
-    """Of one training step on all devices together.
-
-    terms: {name: TermConfig}; student: SamClipConfig; teachers: {name: its config}; trained: the
-    first parts of the names of trainable parameters; batches: {stream: {name: shape}}.
-    """
-    total = 0
-    for stream, shapes in batches.items():
-        of_stream = [term for term in terms.values() if term.stream == stream]
-        images = shapes["image"][0]
-        for name in {term.teacher for term in of_stream}:
-            targets = {term.target for term in of_stream if term.teacher == name}
-            total += images * outputs(teachers[name], targets, shapes)
-        body = encoder(student.sam.encoder, shapes["image"][1:3])
-        total += images * body * (3 if "encoder" in trained else 1)
-        for target in {term.target for term in of_stream}:
-            # a gradient takes as much again for the weights, and for what came into the layer
-            gradients = (HEADS[target] in trained) + bool(trained & {HEADS[target], "encoder"})
-            total += images * head(student, target, shapes) * (1 + gradients)
-    return total
-
-
-def outputs(config, targets, shapes):
-    """What a model takes for these outputs, for one image of a batch of such shapes."""
-    size = shapes["image"][1:3]
-    if kind_of(config) == "clip":
-        return clip_image(config)
-    return encoder(_sam(config).encoder, size) + sum(head(config, t, shapes) for t in targets)
-
-
-def head(config, target, shapes):
-    """The same, of an output from the encoder's tokens on."""
-    size = shapes["image"][1:3]
-    if target == "summary":
-        return clip_head(config, size)
+def masks(config, shapes):
+    """MaskDecoder for the prompts of one image of a batch of such shapes; `config` is a SAM's."""
     _, prompts, points = shapes["labels"]
-    return prompts * mask_decoder(_sam(config), size, points)
+    return prompts * mask_decoder(config, shapes["image"][1:3], points)
 
 
 def encoder(config, size):
@@ -60,17 +23,16 @@ def encoder(config, size):
     )
 
 
-def clip_head(config, size):
-    """ClipHead's pooled output for one image."""
-    sam, head = config.sam.encoder, config.clip_head
-    h, w = (side // sam.patch for side in size)
+def clip_head(config, name, grid, dense=False):
+    """A head's pooled output for one image of a grid of patches; dense: its patches' as well."""
+    sam, head = config.sam.encoder, config.heads[name]
+    h, w = grid
     widths = sam.width, head.mlp_hidden, head.mlp_hidden, head.embed_dim
-    return head.depth * _grid_block(sam, h * w, h, w) + _mlp(1, *widths)
+    return head.depth * _grid_block(sam, h * w, h, w) + _mlp(1 + dense * h * w, *widths)
 
 
 def clip_image(config):
     """What CLIP's image tower takes for one image, whatever its size."""
-    config = config.vision
     patches = (config.image_size // config.patch) ** 2
     blocks = config.depth * _block(config, 1 + patches, 1 + patches)
     embedded = _linear(patches, 3 * config.patch**2, config.width)
@@ -99,10 +61,6 @@ def mask_decoder(config, size, points):
         + masks * (_mlp(1, width, width, width, width // 8) + _linear(16 * image, width // 8, 1))
         + _mlp(1, width, *iou, masks)
     )
-
-
-def _sam(config):
-    return config if kind_of(config) == "sam" else config.sam
 
 
 def _linear(rows, inputs, outputs):

@@ -6,12 +6,14 @@ Values without a source are our choice: the paper is silent there.
 base that the paper used.
 """
 
+import dataclasses
 import inspect
 import statistics
 
 from ml_collections import ConfigDict
 from ml_collections.config_dict import FieldReference
 
+from samclip_jax.config import MASKS, HeadConfig
 from samclip_jax.data import pipeline
 from samclip_jax.data.sources import SOURCES
 
@@ -43,11 +45,7 @@ def base():
         clip="",  # a converted OpenCLIP ViT-L-14 datacomp_xl_s13b_b90k (4.1)
         sam="",  # a converted SAM ViT-B (4.1)
     )
-    config.head = dict(
-        depth=3,  # appendix A
-        mlp_hidden=768,  # two hidden layers; the width that gives "about 25 %" (appendix E)
-        pooling="max",  # better than mean (appendix A)
-    )
+    config.heads = dict(clip=dataclasses.asdict(HeadConfig()))  # appendix A
     config.terms = ConfigDict()
     config.mask_loss = dict(
         focal=20.0,  # Segment Anything, appendix A
@@ -104,14 +102,29 @@ def base():
 
 
 def clip_term():
+    """L_CLIP, eq. 1."""
     return ConfigDict(
-        dict(stream="clip", teacher="clip", target="summary", loss="cosine", weight=1.0)
+        dict(
+            stream="clip",
+            teacher="clip",
+            target="summary",
+            head="clip",
+            loss="cosine",
+            weight=1.0,
+        )
     )
 
 
 def sam_term():
-    """L_SAM and the data it is computed on."""
-    term = dict(stream="sam", teacher="sam", target="masks", loss="masks", weight=10.0)  # lambda
+    """L_SAM, eq. 2, and the data it is computed on."""
+    term = dict(
+        stream="sam",
+        teacher="sam",
+        target="masks",
+        head=MASKS,
+        loss="masks",
+        weight=10.0,  # lambda
+    )
     stream = dict(
         kind="sam",
         sources=dict(main=source("sa1b", weight=1)),

@@ -10,23 +10,23 @@ import jax
 from absl import logging
 
 from samclip_jax import checkpoint
-from samclip_jax.data.pipeline import Schedule
+from samclip_jax.data.pipeline import batch_sizes
 from samclip_jax.errors import UserError, os_errors
 
 
 def data_order(seed, streams):
     """What decides which examples a batch has, as JSON has it.
 
-    streams: {name: (sources, stream config, workers)}.
+    streams: {name: streams.Stream}.
     """
     return {
         "seed": seed,
         "streams": {
             name: {
-                "batches": {str(size): n for size, n in Schedule(stream, seed).sizes.items()},
-                "sources": [[len(source), source.weight] for source in sources],
+                "batches": {str(size): n for size, n in batch_sizes(stream.examples).items()},
+                "sources": [[len(source), source.weight] for source in stream.sources],
             }
-            for name, (sources, stream, _) in streams.items()
+            for name, stream in streams.items()
         },
     }
 

@@ -21,6 +21,7 @@ from samclip_jax import (
     bad_steps,
     checkpoint,
     evals,
+    families,
     interrupt,
     models,
     optim,
@@ -29,16 +30,23 @@ from samclip_jax import (
     teachers,
 )
 from samclip_jax.compilation import Programs, keep_none_on_cpu_hosts
-from samclip_jax.config import STREAM, TrainConfig, build
-from samclip_jax.data import pipeline, sources
+from samclip_jax.config import MASKS, TrainConfig, build
 from samclip_jax.data.decode import REASONS
 from samclip_jax.errors import UserError, under
 from samclip_jax.inference.model import Model
 from samclip_jax.losses import cosine_distance, mask_distillation
 from samclip_jax.metrics import MetricWriter, Timer
-from samclip_jax.models.config import ClipHeadConfig, SamClipConfig, kind_of
-from samclip_jax.models.samclip import combine
+from samclip_jax.models.config import ClipHeadConfig, SamClipConfig
+from samclip_jax.models.samclip import TEXT_HEAD, start_params
 from samclip_jax.paths import any_path
+from samclip_jax.streams import (
+    make_mesh,
+    open_sources,
+    passes,
+    read_streams,
+    require_divisible,
+    start_streams,
+)
 from samclip_jax.tokenizer import Tokenizer
 
 # --------------------------------------------------------------------------------------- losses
@@ -76,55 +84,52 @@ def prompt_groups(prompts):
 
 
 LOSSES = {"cosine": cosine_loss, "masks": mask_loss}
-STREAMS = {"clip": pipeline.ClipStream, "sam": pipeline.SamStream}
 
 # ----------------------------------------------------------------------------------------- model
 
 
+def student_config(config, start, teachers):
+    """The SamClipConfig that `start`, of a SAM or a merged model, is trained as.
+
+    teachers: {name: config}. It has the heads that `start` has, and those that the terms name
+    besides, each as wide as what it learns. A SAM's text tower will be the one of the CLIP that
+    teaches TEXT_HEAD.
+    """
+    heads, text = dict(getattr(start, "heads", {})), getattr(start, "text", None)
+    for term in config.terms.values():
+        teacher = teachers[term.teacher]
+        if term.head == TEXT_HEAD and text is None:
+            text = getattr(teacher, "text", None)
+        if term.head != MASKS and term.head not in heads:
+            width = families.of(teacher).width(teacher)
+            heads[term.head] = ClipHeadConfig(**vars(config.heads[term.head]), embed_dim=width)
+    if text is None:
+        raise UserError(
+            f"--config.init: a plain SAM takes a term with head={TEXT_HEAD} whose teacher is a CLIP"
+        )
+    return SamClipConfig(start.sam, heads, text)
+
+
 def start_student(config, mesh):
-    """(config, params, tokenizer) of config.init; no device holds all of it. A merged model is
-    taken as it is; a plain SAM gets the text tower of the CLIP teacher and a new CLIP head."""
+    """(config, params, tokenizer) of config.init with its new heads; no device holds all of it."""
     if not config.init:
         raise UserError("set --config.init to the checkpoint that training starts from")
     place = functools.partial(sharding.shardings, mesh)
     with under("--config.init: "):
-        kinds = "sam", "samclip"
-        model_config, params, tokenizer = checkpoint.load_model(config.init, kinds, place)
-    if kind_of(model_config) == "samclip":
-        return model_config, params, tokenizer
-    summaries = [term for term in config.terms.values() if term.target == "summary"]
-    paths = [config.teachers[term.teacher] for term in summaries]
-    clips = [path for path in paths if kind_of(checkpoint.load_config(path)) == "clip"]
-    if not clips:
-        raise UserError("--config.init: a plain SAM takes a term whose teacher is a CLIP")
-    clip_config, clip_params, tokenizer = checkpoint.load_model(clips[0], shardings=place)
-    head = ClipHeadConfig(**vars(config.head), embed_dim=clip_config.text.embed_dim)
+        start, params, tokenizer = checkpoint.load_model(config.init, {"masks"}, place)
+    names = {term.head: term.teacher for term in config.terms.values()}
+    paths = {name: config.teachers[name] for name in names.values()}
+    configs = {name: checkpoint.load_config(path) for name, path in paths.items()}
+    student, clip_params = student_config(config, start, configs), None
+    if "text" not in families.of(start).outputs:
+        clip = paths[names[TEXT_HEAD]]
+        _, clip_params, tokenizer = checkpoint.load_model(clip, {"text"}, place)
 
-    def merged(sam_params, clip_params):
-        return combine(model_config, sam_params, clip_config, clip_params, head, config.seed)[1]
+    def started(params, clip_params):
+        return start_params(student, params, clip_params, config.seed)
 
-    there = sharding.shardings(mesh, jax.eval_shape(merged, params, clip_params))
-    params = jax.jit(merged, out_shardings=there)(params, clip_params)
-    return SamClipConfig(model_config, head, clip_config.text), params, tokenizer
-
-
-def require_cuts(config, streams, patch, mesh):
-    """UserError unless every image divides into patches, and over the devices that share it."""
-    for name, sizes in batch_sizes(streams).items():
-        for resolution, images in sizes.items():
-            where = f"--config.streams.{name}: {resolution} px"
-            if resolution % patch:
-                raise UserError(f"{where} is no multiple of a patch, {patch} px")
-            shared = sharding.Cut.of(mesh, images // config.streams[name]["micro_batches"]).shared
-            prompted = getattr(streams[name][1], "prompts", None)
-            prompts = prompted.per_image if prompted else shared
-            if resolution // patch % shared or prompts % shared:
-                with_prompts = f" and {prompts} prompts" if prompted else ""
-                raise UserError(
-                    f"{where}: {shared} devices cannot share an image of {resolution // patch} "
-                    f"rows of patches{with_prompts} evenly; use a larger batch_size, a multiple of "
-                    "the devices if you can, or fewer micro_batches"
-                )
+    there = sharding.shardings(mesh, jax.eval_shape(started, params, clip_params))
+    return student, jax.jit(started, out_shardings=there)(params, clip_params), tokenizer
 
 
 # ------------------------------------------------------------------------------------------ step
@@ -135,20 +140,19 @@ def weighted_sum(terms, student, teachers, batch, config):
 
     teachers: {name: model}. Each model goes once over the batch, for all terms.
     """
-
-    def outputs(model, terms):
-        names = {term.target for term in terms}
-        return model.outputs(batch, names, config.dtype, config.remat)
-
-    learned = outputs(student, terms.values())
-    targets = {
-        teacher: outputs(model, [term for term in terms.values() if term.teacher == teacher])
-        for teacher, model in teachers.items()
-    }
+    learned = [(term.head, term.target) for term in terms.values()]
+    outputs = student.outputs(batch, learned, config.dtype, config.remat)
+    patch = student.encoder.config.patch
+    grid = tuple(side // patch for side in batch["image"].shape[1:3])
+    targets = {}
+    for name, teacher in teachers.items():
+        wanted = {term.target: None for term in terms.values() if term.teacher == name}
+        family = families.of(teacher.config)
+        targets[name] = family.targets(teacher, batch, [*wanted], grid, config.dtype)
     total, metrics = 0.0, {}
     for name, term in terms.items():
-        target = targets[term.teacher][term.target]
-        loss, parts = LOSSES[term.loss](learned[term.target], target, batch, config)
+        output, target = outputs[term.head, term.target], targets[term.teacher][term.target]
+        loss, parts = LOSSES[term.loss](output, target, batch, config)
         total += term.weight * loss
         metrics |= {f"{name}/{part}": value for part, value in {"loss": loss, **parts}.items()}
     return total, metrics
@@ -213,40 +217,6 @@ def make_step(config, student_graph, teacher_graphs, optimizer, mesh):
     return jax.jit(step, donate_argnums=0)
 
 
-# ------------------------------------------------------------------------------------------ data
-
-
-def read_streams(config):
-    """{name: (options of its sources, stream config, workers)} of the streams in the terms."""
-    opened = {}
-    for name in dict.fromkeys(term.stream for term in config.terms.values()):
-        options = dict(config.streams[name])
-        kind, workers, _, parts = (options.pop(key) for key in STREAM)
-        if kind not in STREAMS:
-            known = ", ".join(STREAMS)
-            raise UserError(f"--config.streams.{name}.kind must be one of {known}, got {kind!r}")
-        opened[name] = parts, build(STREAMS[kind], options, f"--config.streams.{name}"), workers
-    return opened
-
-
-def batch_sizes(streams):
-    """Images in every kind of batch: {stream: {resolution: images}}."""
-    sizes = {}
-    for name, (_, stream, _) in streams.items():
-        with under(f"--config.streams.{name}: "):
-            sizes[name] = pipeline.batch_sizes(stream)
-    return sizes
-
-
-def start_streams(opened, seed, positions, mesh):
-    """{name: endless iterator of this process's batches}, each from its position on."""
-    share = functools.partial(sharding.share, mesh)
-    return {
-        name: pipeline.stream(made, stream, seed, positions[name], share, workers)
-        for name, (made, stream, workers) in opened.items()
-    }
-
-
 # ------------------------------------------------------------------------------------------ loop
 
 
@@ -261,21 +231,6 @@ def read_config(values):
     return dataclasses.replace(config, dtype=jnp.dtype(config.dtype))
 
 
-def lay_out(config, streams, devices=None):
-    """The mesh on which every batch of the streams, and its micro-batches, can be cut."""
-    batches = []
-    for name, sizes in batch_sizes(streams).items():
-        micro_batches = config.streams[name]["micro_batches"]
-        for resolution, images in sizes.items():
-            if images % micro_batches:
-                raise UserError(
-                    f"--config.streams.{name}.micro_batches={micro_batches} does not divide the "
-                    f"{images} images of a batch at {resolution} px"
-                )
-            batches.append(images // micro_batches)
-    return sharding.make_mesh(config.fsdp, batches, devices)
-
-
 def train(values, workdir):
     """Runs the experiment `values`, a ConfigDict, in workdir; goes on with what has begun there.
 
@@ -286,14 +241,11 @@ def train(values, workdir):
     """
     config, workdir = read_config(values), any_path(workdir)
     keep_none_on_cpu_hosts()
-    opened = read_streams(config)
-    mesh = lay_out(config, opened)
-    opened = {
-        name: (sources.make_sources(parts, f"--config.streams.{name}.sources"), stream, workers)
-        for name, (parts, stream, workers) in opened.items()
-    }
+    streams = read_streams(config)
+    mesh = make_mesh(config, streams)
+    streams = open_sources(streams)
     evals.require_usable(config.evals)
-    order = resume.data_order(config.seed, opened)
+    order = resume.data_order(config.seed, streams)
     resume.require_same(workdir, config.steps, order)
     teacher_params, graphs = teachers.load(config, mesh)
     place = functools.partial(sharding.shardings, mesh)
@@ -301,16 +253,16 @@ def train(values, workdir):
     model_config, params, tokenizer = (
         start_student(config, mesh)
         if is_new
-        else checkpoint.load_model(workdir, ("samclip",), place)
+        else checkpoint.load_model(workdir, {"masks", "text"}, place)
     )
-    require_cuts(config, opened, model_config.sam.encoder.patch, mesh)
+    require_divisible(streams, model_config.sam.encoder.patch, mesh)
     teachers.require_fit(config, params, teacher_params)
     trainable, frozen, factors = optim.partition(models.image_params(params), config.lr_factors)
     if is_new:
         source = {"name": str(config.init), "sha256": None}
         checkpoint.save_model(workdir, model_config, params, tokenizer, source)
     # the frozen text towers were compared, and are not needed any more
-    teacher_params = {name: models.image_params(each) for name, each in teacher_params.items()}
+    teacher_params = {name: models.image_params(x) for name, x in teacher_params.items()}
     optimizer, schedule = optim.adamw(config.optimizer, factors), optim.schedule(config.optimizer)
     moments = sharding.shardings(mesh, jax.eval_shape(optimizer.init, trainable))
     opt_state = jax.jit(optimizer.init, out_shardings=moments)(trainable)
@@ -322,6 +274,8 @@ def train(values, workdir):
     state = checkpoints.restore(jax.tree.map(abstract, state)) or state
     resume.write(workdir, values, order)
     first = int(state["step"])
+    for name, count in passes(streams, config.steps).items():
+        print(f"{config.steps:,} steps have each image of {name} {count:.3g} times", flush=True)
     if first == config.steps:
         print(f"{workdir} has all of its {first} steps", flush=True)
     elif first:
@@ -329,22 +283,22 @@ def train(values, workdir):
     if tokenizer is not None:
         tokenizer = Tokenizer(tokenizer, model_config.text.context_length)
     student = Model(model_config, {}, tokenizer, config.dtype)
-    graph, _ = models.split_images(model_config)
+    graph, _ = families.split_images(model_config)
     step_function = make_step(config, graph, graphs, optimizer, mesh)
-    streams = start_streams(opened, config.seed, jax.device_get(state["positions"]), mesh)
-    programs = Programs({name: stream.resolutions for name, (_, stream, _) in opened.items()})
+    programs = Programs({name: s.examples.resolutions for name, s in streams.items()})
+    batches_of = start_streams(streams, config.seed, jax.device_get(state["positions"]), mesh)
     writer, timer = MetricWriter(workdir), Timer()
     rejected, evaluated, metrics = collections.Counter(), {}, {}
     with contextlib.ExitStack() as stack:
         interrupts = stack.enter_context(interrupt.interrupts())
         stack.callback(writer.close)
         stack.callback(checkpoints.close)
-        for stream in streams.values():
-            stack.callback(stream.close)
+        for iterator in batches_of.values():
+            stack.callback(iterator.close)
         for step in range(first + 1, config.steps + 1):
             last = step == config.steps
             with timer.waiting(metrics):
-                batches = {name: next(stream) for name, stream in streams.items()}
+                batches = {name: next(iterator) for name, iterator in batches_of.items()}
             for name, batch in batches.items():
                 rejected.update({f"{name}/{r}": n for r, n in counted(batch.pop("rejected"))})
             batches = {

@@ -143,8 +143,10 @@ def tiny_samclip(tiny_sam, tiny_clip):
     from parity import golden
 
     from samclip_jax.inference.model import Model
-    from samclip_jax.models.samclip import combine
+    from samclip_jax.models.config import SamClipConfig
+    from samclip_jax.models.samclip import start_params
 
-    head = golden("clip_head").config.clip_head
-    parts = tiny_sam.config, tiny_sam.params, tiny_clip.config, tiny_clip.params
-    return Model(*combine(*parts, head, seed=0), tiny_clip.tokenizer)
+    heads = golden("clip_head").config.heads
+    config = SamClipConfig(tiny_sam.config, heads, tiny_clip.config.text)
+    params = start_params(config, tiny_sam.params, tiny_clip.params)
+    return Model(config, params, tiny_clip.tokenizer)

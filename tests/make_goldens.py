@@ -14,6 +14,7 @@ import originals
 import torch
 import torch.nn.functional as F
 
+from samclip_jax.families import to_dict
 from samclip_jax.models.config import (
     ClipConfig,
     ClipHeadConfig,
@@ -23,7 +24,6 @@ from samclip_jax.models.config import (
     MaskDecoderConfig,
     SamClipConfig,
     SamConfig,
-    to_dict,
 )
 
 FOLDER = pathlib.Path(__file__).parent / "goldens"
@@ -279,7 +279,7 @@ def main():
     clip = originals.huggingface_clip(CLIP_14)
     write("huggingface_14", to_dict(CLIP_14), clip, huggingface_cases(CLIP_14))
     head = originals.ClipHead(CLIP_HEAD, SAM.encoder)
-    config = to_dict(SamClipConfig(SAM, CLIP_HEAD, CLIP_16.text))
+    config = to_dict(SamClipConfig(SAM, {"clip": CLIP_HEAD}, CLIP_16.text))
     write("clip_head", config, head, clip_head_cases(CLIP_HEAD))
     write("resize", None, None, resize_cases())
 

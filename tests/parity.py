@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from samclip_jax import models
+from samclip_jax import families, models
 from samclip_jax.convert import clip, sam
-from samclip_jax.models.config import from_dict
+from samclip_jax.families import from_dict
 
 MODULE = 1e-5  # float32, one module
 END_TO_END = 1e-4  # float32
@@ -57,7 +57,7 @@ def converted(config, weights):
     """Our flat params from an original's weights, in whichever layout they are."""
     params = {
         name: np.full(leaf.shape, np.nan, np.float32)
-        for name, leaf in models.split(models.abstract(config))[1].items()
+        for name, leaf in models.split(families.abstract(config))[1].items()
     }
     layout = next(layout for layout in sam.LAYOUTS + clip.LAYOUTS if layout.signature in weights)
     for key, parts in layout.views(params).items():
@@ -71,7 +71,7 @@ def converted(config, weights):
 
 def call(config, params, method, *args):
     """method(model, *args) of the model with these params, compiled as one function."""
-    graph = models.split(models.abstract(config))[0]
+    graph = models.split(families.abstract(config))[0]
     whole = jax.jit(lambda params, *args: method(models.merge(graph, params), *args))
     quickly = {"xla_backend_optimization_level": 0}  # small models compile longer than they run
     return whole.lower(params, *args).compile(quickly)(params, *args)

@@ -6,7 +6,7 @@ import json
 import numpy as np
 import tokenizers
 
-from samclip_jax import models
+from samclip_jax import families, models
 from samclip_jax.convert import clip, export, sam
 from samclip_jax.convert.__main__ import main
 from samclip_jax.models.config import (
@@ -57,7 +57,7 @@ def vocabulary(words):
 
 @functools.cache
 def leaves(config):
-    return models.split(models.abstract(config))[1]
+    return models.split(families.abstract(config))[1]
 
 
 def random_params(config):

@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 from parity import BFLOAT16, MODULE, assert_close, call, golden
 
-from samclip_jax import models
+from samclip_jax import families, models
 from samclip_jax.convert import rules, sam
 
 NORM_AND_MLP = rules.rules(
-    ("clip_head/norm", rules.NORM, "norm"),
-    ("clip_head/mlp/fc1", rules.LINEAR, "mlp.0"),
-    ("clip_head/mlp/fc2", rules.LINEAR, "mlp.2"),
-    ("clip_head/mlp/fc3", rules.LINEAR, "mlp.4"),
+    ("heads/clip/norm", rules.NORM, "norm"),
+    ("heads/clip/mlp/fc1", rules.LINEAR, "mlp.0"),
+    ("heads/clip/mlp/fc2", rules.LINEAR, "mlp.2"),
+    ("heads/clip/mlp/fc3", rules.LINEAR, "mlp.4"),
 )
 BLOCKS = rules.rules(*sam.encoder_blocks("blocks.{}", "norm"))
 
@@ -23,19 +23,19 @@ BLOCKS = rules.rules(*sam.encoder_blocks("blocks.{}", "norm"))
 def params():
     """The original's weights as ours; its blocks come through the encoder's rules."""
     original = golden("clip_head")
-    graph, abstract = models.split(models.abstract(original.config))
+    graph, abstract = models.split(families.abstract(original.config))
     params = {name: np.zeros(leaf.shape, np.float32) for name, leaf in abstract.items()}
     for rule in NORM_AND_MLP:
         rule.view(params[rule.name])[...] = original.weights[rule.key]
     for rule in BLOCKS:
-        stacked = params[rule.name.replace("encoder/blocks/{}", "clip_head/blocks")]
+        stacked = params[rule.name.replace("encoder/blocks/{}", "heads/clip/blocks")]
         for i, block in enumerate(stacked):
             rule.view(block)[...] = original.weights[rule.key.format(i)]
     return params
 
 
 def head(model, tokens):
-    return model.clip_head(tokens)
+    return model.text_head(tokens)
 
 
 @pytest.mark.parametrize("grid", ["8x8", "7x11"])
@@ -62,8 +62,8 @@ def test_pooling_may_be_the_mean(params):
     tokens = original.case("8x8")["tokens"]
     outputs = {}
     for pooling in ("max", "mean"):
-        clip_head = dataclasses.replace(original.config.clip_head, pooling=pooling)
-        config = dataclasses.replace(original.config, clip_head=clip_head)
+        mean_or_max = dataclasses.replace(original.config.heads["clip"], pooling=pooling)
+        config = dataclasses.replace(original.config, heads={"clip": mean_or_max})
         outputs[pooling] = call(config, params, head, tokens)
     np.testing.assert_array_equal(outputs["max"].dense, outputs["mean"].dense)
     assert np.abs(outputs["max"].pooled - outputs["mean"].pooled).max() > 0.1

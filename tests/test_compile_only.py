@@ -9,12 +9,11 @@ import numpy as np
 import pytest
 
 from configs import demo, stage1, stage2, stage3
-from samclip_jax import checkpoint, models, sharding, train
+from samclip_jax import checkpoint, families, models, sharding, train
 from samclip_jax import compile_only as co
 from samclip_jax.errors import UserError
 from samclip_jax.models.config import (
     ClipConfig,
-    ClipHeadConfig,
     ClipTextConfig,
     ClipVisionConfig,
     ImageEncoderConfig,
@@ -22,6 +21,7 @@ from samclip_jax.models.config import (
     SamClipConfig,
     SamConfig,
 )
+from samclip_jax.streams import batch_sizes, make_mesh, read_streams
 
 
 def tpu(test):
@@ -31,7 +31,7 @@ def tpu(test):
 
 def test_without_checkpoints_it_is_the_papers_models():
     student, teachers = co.model_configs(train.read_config(stage2.get_config()))
-    assert student == SamClipConfig(SamConfig(), ClipHeadConfig(), ClipConfig().text)
+    assert student == SamClipConfig()
     assert teachers == {"clip": ClipConfig(), "sam": SamConfig()}
 
 
@@ -62,7 +62,7 @@ def small(tmp_path_factory, words):
     )
     folder = tmp_path_factory.mktemp("small")
     for name, config in (("sam", sam), ("clip", clip)):
-        _, params = models.split(models.init(config))
+        _, params = models.split(families.init(config))
         checkpoint.save_model(folder / name, config, params, words if name == "clip" else None)
     return {"sam": str(folder / "sam"), "clip": str(folder / "clip")}
 
@@ -84,10 +84,10 @@ def test_every_program_of_a_stage_can_be_cut_over_256_chips(stage):
     values = stage.get_config()
     values.fsdp = 8
     config = train.read_config(values)
-    streams = train.read_streams(config)
-    mesh = train.lay_out(config, streams, co.topology_devices("v5e:16x16"))
+    streams = read_streams(config)
+    mesh = make_mesh(config, streams, co.topology_devices("v5e:16x16"))
     assert mesh.size == 256
-    for sizes in co.programs(train.batch_sizes(streams)):
+    for sizes in co.programs(batch_sizes(streams)):
         step, arguments, _ = co.abstract_step(config, streams, mesh, sizes)
         with jax.set_mesh(mesh):
             step.trace(*arguments)

@@ -13,6 +13,7 @@ from samclip_jax.config import STREAM, OptimizerConfig, TrainConfig, build
 from samclip_jax.demo_stages import get_config
 from samclip_jax.errors import UserError
 from samclip_jax.evals import EVALUATORS, read_options
+from samclip_jax.families import from_dict, to_dict
 from samclip_jax.models.config import (
     ClipConfig,
     ClipHeadConfig,
@@ -21,10 +22,8 @@ from samclip_jax.models.config import (
     ImageEncoderConfig,
     SamClipConfig,
     SamConfig,
-    from_dict,
-    to_dict,
 )
-from samclip_jax.train import STREAMS
+from samclip_jax.streams import KINDS
 
 
 @pytest.mark.parametrize(
@@ -32,7 +31,10 @@ from samclip_jax.train import STREAMS
     [
         SamConfig(ImageEncoderConfig(width=1280, depth=32, heads=16, mlp_width=5120)),
         ClipConfig(ClipVisionConfig(activation="quick_gelu", embed_dim=None, mean=(1.0, 2.0, 3.0))),
-        SamClipConfig(clip_head=ClipHeadConfig(pooling="mean"), text=ClipTextConfig(width=512)),
+        SamClipConfig(
+            heads={"clip": ClipHeadConfig(pooling="mean"), "other": ClipHeadConfig(depth=1)},
+            text=ClipTextConfig(width=512),
+        ),
     ],
 )
 def test_json_round_trip(config):
@@ -52,7 +54,7 @@ def test_missing_keys_are_defaults():
     [
         ({"kind": "sam", "encoder": {"windows": 7}}, ["sam.encoder", "'windows'", "'window'"]),
         ({"kind": "clip", "visual": {}}, ["'visual'", "vision, text"]),
-        ({"kind": "samclip", "clip_head": {"zzz": 1}}, ["samclip.clip_head", "'zzz'"]),
+        ({"kind": "samclip", "heads": {"a": {"zzz": 1}}}, ["samclip.heads.a", "'zzz'"]),
         ({"kind": "dino"}, ["sam, clip, samclip", "'dino'"]),
         ({}, ["kind", "None"]),
         ({"kind": "sam", "encoder": {"groups": 0}}, ["sam.encoder.groups must be", "got 0"]),
@@ -88,7 +90,7 @@ NAN = float("nan")
         ("terms.clip.weight", NAN, "--config.terms.clip.weight must be a number of at least 0"),
         ("terms", [], "--config.terms must be a dictionary"),
         ("mask_loss.targets", "hard", "--config.mask_loss.targets must be soft or binary, "),
-        ("head.depth", 1.5, "--config.head.depth must be a whole number"),
+        ("heads.clip.depth", 1.5, "--config.heads.clip.depth must be a whole number"),
         ("streams.clip.workers", -1, "--config.streams.clip.workers must be a whole number"),
         ("streams.clip", {"kind": "clip"}, "--config.streams.clip lacks the key 'workers'"),
         ("eval_every", -1, "--config.eval_every must be a whole number of at least 0, got -1"),
@@ -123,7 +125,7 @@ def test_every_experiment_can_be_built():
             config = build(TrainConfig, values.to_dict(), "--config")
             for stream in config.streams.values():
                 options = {k: v for k, v in stream.items() if k not in STREAM}
-                build(STREAMS[stream["kind"]], options, "--config.streams")
+                build(KINDS[stream["kind"]], options, "--config.streams")
 
 
 @pytest.mark.parametrize("task", EVALUATORS)

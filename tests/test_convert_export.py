@@ -42,7 +42,7 @@ def test_export_and_import_give_the_same_bits(layout, tmp_path):
 
 
 def test_a_merged_model_exports_its_sam_and_says_what_is_left_out(tmp_path, capsys):
-    config = SamClipConfig(SAM, ClipHeadConfig(1, 8, 20), CLIP.text)
+    config = SamClipConfig(SAM, {"clip": ClipHeadConfig(1, 8, embed_dim=20)}, CLIP.text)
     params = random_params(config)
     checkpoint.save_model(tmp_path / "merged", config, params, vocabulary(WORDS))
     output = tmp_path / "sam.pth"
@@ -51,7 +51,7 @@ def test_a_merged_model_exports_its_sam_and_says_what_is_left_out(tmp_path, caps
     assert found == SAM
     assert all((exported[name] == params[name]).all() for name in exported)
     left_out = models.count(params) - models.count(exported)
-    said = f"Not in that layout: clip_head, logit_scale, text; {left_out:,} parameters."
+    said = f"Not in that layout: heads, logit_scale, text; {left_out:,} parameters."
     assert said in capsys.readouterr().out
 
 

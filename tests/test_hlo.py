@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from samclip_jax import flops, hlo, models
+from samclip_jax import families, flops, hlo, models
 from samclip_jax.compile_only import topology_devices
 from samclip_jax.models.config import (
     ClipConfig,
@@ -67,7 +67,7 @@ def shape(*dims, dtype=jnp.float32):
 
 
 def encoder_forward():
-    graph, params = models.split(models.abstract(SAM))
+    graph, params = models.split(families.abstract(SAM))
     images = shape(1, *SIZE, 3, dtype=jnp.uint8)
     return lambda params, x: models.merge(graph, params).encode(x).embedding, params, images
 
@@ -75,7 +75,7 @@ def encoder_forward():
 def tower_gradient():
     """Of CLIP's, at 65 tokens: attention keeps its weights, XLA finds nothing made twice."""
     vision = dataclasses.replace(CLIP.vision, image_size=112, depth=8)
-    graph, params = models.split(models.abstract(dataclasses.replace(CLIP, vision=vision)))
+    graph, params = models.split(families.abstract(dataclasses.replace(CLIP, vision=vision)))
 
     def loss(params, images):
         return jnp.square(models.merge(graph, params).vision(images)).sum()
@@ -99,7 +99,7 @@ def test_the_encoder_counts_what_its_formula_says(counted):
     """Windows that fill the grid: the formula leaves out their padding. The count leaves out that
     of the neck's convolution, 2.8 % on a grid as small as this."""
     sam = dataclasses.replace(SAM, encoder=dataclasses.replace(SAM.encoder, window=4))
-    graph, params = models.split(models.abstract(sam))
+    graph, params = models.split(families.abstract(sam))
     found, _ = counted(
         lambda params, images: models.merge(graph, params).encode(images).embedding,
         params,
@@ -109,7 +109,7 @@ def test_the_encoder_counts_what_its_formula_says(counted):
 
 
 def test_the_decoder_counts_what_its_formula_says(counted):
-    graph, params = models.split(models.abstract(SAM))
+    graph, params = models.split(families.abstract(SAM))
     found, _ = counted(
         lambda params, *arguments: models.merge(graph, params).predict_masks(*arguments),
         params,
@@ -121,7 +121,7 @@ def test_the_decoder_counts_what_its_formula_says(counted):
 
 
 def test_the_clip_tower_counts_what_its_formula_says(counted):
-    graph, params = models.split(models.abstract(CLIP))
+    graph, params = models.split(families.abstract(CLIP))
     found, _ = counted(
         lambda params, images: models.merge(graph, params).encode_image(images),
         params,

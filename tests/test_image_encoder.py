@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from parity import BFLOAT16, MODULE, assert_close, golden
 
-from samclip_jax import models
+from samclip_jax import families, models
 from samclip_jax.models.config import ImageEncoderConfig, SamConfig
 from samclip_jax.models.image_encoder import from_windows, to_windows
 
@@ -86,7 +86,7 @@ VIT_B, VIT_L, VIT_H = (768, 12, 12, 3072), (1024, 24, 16, 4096), (1280, 32, 16, 
 def test_vit_b_l_and_h_take_any_size(sizes, size):
     width, depth, heads, mlp_width = sizes
     config = SamConfig(ImageEncoderConfig(width, depth, heads, mlp_width=mlp_width))
-    graph, params = models.split(models.abstract(config))
+    graph, params = models.split(families.abstract(config))
     images = jax.ShapeDtypeStruct((2, *size, 3), jnp.uint8)
     output = jax.eval_shape(
         lambda params, images: models.merge(graph, params).encode(images), params, images

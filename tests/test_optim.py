@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from samclip_jax import models, optim
+from samclip_jax import families, models, optim
 from samclip_jax.config import OptimizerConfig
 from samclip_jax.errors import UserError
 from samclip_jax.models.config import SamClipConfig
@@ -21,14 +21,19 @@ CONFIG = OptimizerConfig(
     eps=1e-6,
     clip_norm=0.0,
 )
-NAMES = ("encoder/qkv/kernel", "encoder/qkv/bias", "prompt_encoder/no_mask", "clip_head/mlp/kernel")
+NAMES = (
+    "encoder/qkv/kernel",
+    "encoder/qkv/bias",
+    "prompt_encoder/no_mask",
+    "heads/clip/mlp/kernel",
+)
 PARAMS = {name: jnp.ones(3) for name in NAMES}
-FACTORS = (("clip_head", 1.0), ("encoder|mask_decoder", 0.1), (".*", None))
+FACTORS = (("heads", 1.0), ("encoder|mask_decoder", 0.1), (".*", None))
 
 
 def test_partition_freezes_by_the_first_regex_at_the_start_of_the_name():
     """`encoder` must not catch prompt_encoder, which the paper keeps frozen."""
-    used = (("clip_head", 1.0), ("encoder", 0.1), (".*", None))
+    used = (("heads", 1.0), ("encoder", 0.1), (".*", None))
     trainable, frozen, factors = optim.partition(PARAMS, used)
     assert set(frozen) == {"prompt_encoder/no_mask"}
     assert factors == {NAMES[0]: 0.1, NAMES[1]: 0.1, NAMES[3]: 1.0}
@@ -50,7 +55,7 @@ def test_partition_names_what_is_wrong(lr_factors, message):
 
 def test_every_kernel_is_decayed_and_nothing_else():
     """By the names of a merged model: matrices and convolutions, no table, token, norm or bias."""
-    names = models.split(models.abstract(SamClipConfig()))[1]
+    names = models.split(families.abstract(SamClipConfig()))[1]
     decayed = {name for name in names if optim.is_decayed(name)}
     assert {name.rpartition("/")[2] for name in names.keys() - decayed} == {
         "bias", "scale", "pos_embed", "rel_pos_h", "rel_pos_w", "gaussian", "point_embeddings",

@@ -10,7 +10,7 @@ import statistics
 
 import pytest
 
-from samclip_jax import models, optim, train
+from samclip_jax import families, optim, streams, train
 from samclip_jax.models.config import SamClipConfig
 
 STAGES = ("stage1", "stage2", "stage3", "distill_only")
@@ -21,10 +21,10 @@ def resolved(stage):
     """Its config, the images of each batch, and the learning-rate factor of each part."""
     values = importlib.import_module(f"configs.{stage}").get_config()
     config = train.read_config(values)
-    _, params = models.split_images(SamClipConfig())
+    _, params = families.split_images(SamClipConfig())
     trainable, frozen, factors = optim.partition(params, config.lr_factors)
     return json.loads(values.to_json()) | {
-        "images": train.batch_sizes(train.read_streams(config)),
+        "images": streams.batch_sizes(streams.read_streams(config)),
         "factors": {name.split("/")[0]: factor for name, factor in factors.items()},
         "frozen": sorted({name.split("/")[0] for name in frozen}),
     }
@@ -44,14 +44,14 @@ def test_the_figures_of_the_paper():
     stages = {stage: resolved(stage) for stage in STAGES}
     both = stages["stage2"]
     assert {name: term["weight"] for name, term in both["terms"].items()} == {"clip": 1, "sam": 10}
-    assert both["factors"] == {"clip_head": 1, "encoder": 0.1, "mask_decoder": 0.1}
+    assert both["factors"] == {"heads": 1, "encoder": 0.1, "mask_decoder": 0.1}
     assert both["frozen"] == ["prompt_encoder"]
     assert both["steps"] == pytest.approx(0.8 * both["optimizer"]["schedule_steps"], abs=1)
     rates = {stage: each["optimizer"]["learning_rate"] for stage, each in stages.items()}
     assert rates == {"stage1": 8e-4, "stage2": 4e-5, "stage3": 8e-4, "distill_only": 4e-5}
     for stage in ("stage1", "stage3"):
-        assert stages[stage]["factors"] == {"clip_head": 1} and "sam" not in stages[stage]["terms"]
-    assert stages["distill_only"]["factors"] == {"clip_head": 1, "encoder": 1}
+        assert stages[stage]["factors"] == {"heads": 1} and "sam" not in stages[stage]["terms"]
+    assert stages["distill_only"]["factors"] == {"heads": 1, "encoder": 1}
     assert list(stages["stage3"]["images"]["clip"]) == [224, 448, 1024]
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from parity import BFLOAT16, END_TO_END, assert_close, assert_same_ranking, call, golden
 
-from samclip_jax import models
+from samclip_jax import families, models
 from samclip_jax.models.config import ClipConfig, ClipHeadConfig, SamClipConfig, SamConfig
 from samclip_jax.models.prompt_encoder import ABSENT
 from samclip_jax.models.samclip import unit
@@ -92,13 +92,13 @@ def test_samclip_is_its_parts():
     """SAM's masks from the merged model, CLIP's text tower, and embeddings from the CLIP head."""
     merged, sam, clip = golden("clip_head"), golden("sam"), golden("openclip_16")
     rng = np.random.default_rng(0)
-    abstract = models.split(models.abstract(merged.config))[1]
+    abstract = models.split(families.abstract(merged.config))[1]
     params = {k: np.float32(0.2 * rng.standard_normal(v.shape)) for k, v in abstract.items()}
     params |= sam.params | {k: v for k, v in clip.params.items() if k.startswith("text/")}
     images, tokens = sam.case("encoder/56x88")["images"], clip.case("clip")["tokens"]
 
     def parts(model, images, tokens):
-        output = model.clip_head(model.encode(images).tokens)
+        output = model.text_head(model.encode(images).tokens)
         image, dense = model.encode_image(images), model.encode_dense(images)
         return output, image, dense, model.encode(images).embedding, model.encode_text(tokens)
 
@@ -120,9 +120,9 @@ def test_unit_of_a_zero_vector():
 def test_split_and_merge_round_trip():
     """Flat names of strings, float32 weights, unchanged; an abstract model has their shapes."""
     config = golden("openclip_16").config
-    graph, params = models.split(models.init(config, seed=1))
+    graph, params = models.split(families.init(config, seed=1))
     assert all(isinstance(name, str) and leaf.dtype == jnp.float32 for name, leaf in params.items())
-    _, abstract = models.split(models.abstract(config))
+    _, abstract = models.split(families.abstract(config))
     assert {k: v.shape for k, v in abstract.items()} == {k: v.shape for k, v in params.items()}
     assert all(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in abstract.values())
     _, again = models.split(models.merge(graph, params))
@@ -137,12 +137,12 @@ def test_sizes_are_the_published_ones():
     """SAM ViT-B, OpenCLIP ViT-L/14, and a CLIP head that adds about 25 % (SAM-CLIP appendix E)."""
 
     def count(config, start=""):
-        params = models.split(models.abstract(config))[1]
+        params = models.split(families.abstract(config))[1]
         return models.count({k: v for k, v in params.items() if k.startswith(start)})
 
     assert count(SamConfig(), "encoder/") == 89_670_912
     assert count(SamConfig()) == 93_735_472 + 2 * 128  # and the Gaussian matrix
     assert count(ClipConfig()) == 427_616_513
-    assert count(SamClipConfig(), "clip_head/") / 89_670_912 == pytest.approx(0.257, abs=1e-3)
-    small = SamClipConfig(clip_head=ClipHeadConfig(mlp_hidden=512))
-    assert count(small, "clip_head/") / 89_670_912 == pytest.approx(0.249, abs=1e-3)
+    assert count(SamClipConfig(), "heads/") / 89_670_912 == pytest.approx(0.257, abs=1e-3)
+    small = SamClipConfig(heads={"clip": ClipHeadConfig(mlp_hidden=512)})
+    assert count(small, "heads/") / 89_670_912 == pytest.approx(0.249, abs=1e-3)

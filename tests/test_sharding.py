@@ -115,7 +115,7 @@ WHOLE = """
 import re
 import jax, numpy as np
 import jax.numpy as jnp
-from samclip_jax import models, sharding
+from samclip_jax import families, models, sharding
 from samclip_jax.models.config import ClipConfig, ClipTextConfig, ClipVisionConfig
 
 vision = ClipVisionConfig(
@@ -124,7 +124,7 @@ vision = ClipVisionConfig(
 text = ClipTextConfig(
     width=8, depth=1, heads=2, mlp_width=8, context_length=8, vocab_size=60, embed_dim=8
 )
-graph, abstract = models.split(models.abstract(ClipConfig(vision, text)))
+graph, abstract = models.split(families.abstract(ClipConfig(vision, text)))
 rng = np.random.default_rng(0)
 params = {k: np.float32(0.1 * rng.standard_normal(x.shape)) for k, x in abstract.items()}
 images = rng.integers(0, 256, (64, 32, 32, 3), np.uint8)
@@ -169,7 +169,7 @@ def test_hosts_that_share_images_unevenly_are_told(monkeypatch):
 SHARED_IMAGES = """
 import jax, numpy as np
 import jax.numpy as jnp
-from samclip_jax import models, sharding
+from samclip_jax import families, models, sharding
 from samclip_jax.models.config import (
     ClipConfig, ClipTextConfig, ClipVisionConfig, ImageEncoderConfig, MaskDecoderConfig, SamConfig
 )
@@ -188,7 +188,7 @@ text = ClipTextConfig(
 rng = np.random.default_rng(0)
 
 def random(config):
-    graph, abstract = models.split(models.abstract(config))
+    graph, abstract = models.split(families.abstract(config))
     draw = lambda x: np.float32(0.1 * rng.standard_normal(x.shape))
     return graph, {name: draw(leaf) for name, leaf in abstract.items()}
 

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from configs import demo
-from samclip_jax import checkpoint, models, train
+from samclip_jax import checkpoint, families, models, train
 from samclip_jax.config import MaskLossConfig
 from samclip_jax.errors import UserError
 from samclip_jax.models.config import (
@@ -49,7 +49,7 @@ def teachers(tmp_path_factory, words):
     """{"sam": DIR, "clip": DIR}, random ones."""
     folder = tmp_path_factory.mktemp("teachers")
     for name, config in (("sam", SAM), ("clip", CLIP)):
-        _, params = models.split(models.init(config))
+        _, params = models.split(families.init(config))
         if name == "clip":
             params["logit_scale"] = jnp.log(20.0)
         checkpoint.save_model(folder / name, config, params, words if name == "clip" else None)
@@ -59,7 +59,7 @@ def teachers(tmp_path_factory, words):
 def experiment(teachers, stage, init, steps=4):
     config = demo.get_config(stage)
     config.teachers, config.init, config.steps = teachers, str(init), steps
-    config.head.mlp_hidden, config.optimizer.warmup_steps = 16, 0
+    config.heads.clip.mlp_hidden, config.optimizer.warmup_steps = 16, 0
     config.optimizer.weight_decay = 0.0  # so that what changes has a gradient
     config.streams.clip.update(batch_size=8, batch_multiple=2, base_resolution=24)
     config.streams.clip.resolutions = (24,)  # each one is a program to compile
@@ -95,12 +95,12 @@ def metrics(workdir):
 
 
 def test_stage_1_trains_the_head_alone(stages):
-    assert changed(stages / "stage1") == {"clip_head"}
+    assert changed(stages / "stage1") == {"heads"}
 
 
 def test_stage_2_trains_encoder_decoder_and_head(stages):
     """The prompt encoder and the text tower stay the teachers' (SAM-CLIP section 3)."""
-    assert changed(stages / "stage2") == {"clip_head", "encoder", "mask_decoder"}
+    assert changed(stages / "stage2") == {"heads", "encoder", "mask_decoder"}
 
 
 def test_a_stage_starts_where_the_one_before_it_ended(stages):
@@ -112,8 +112,8 @@ def test_a_stage_starts_where_the_one_before_it_ended(stages):
 
 def test_the_head_begins_as_copies_of_the_last_block(stages):
     _, start, _ = checkpoint.load_model(stages / "stage1", initial=True)
-    for name in (name for name in start if name.startswith("clip_head/blocks/")):
-        last = start[name.replace("clip_head/blocks", "encoder/global_blocks")][-1]
+    for name in (name for name in start if name.startswith("heads/clip/blocks/")):
+        last = start[name.replace("heads/clip/blocks", "encoder/global_blocks")][-1]
         assert start[name].shape[0] == 3 and (start[name] == last).all()
 
 
@@ -243,7 +243,7 @@ def test_two_processes_train_what_one_does_and_one_goes_on(
 
 
 def test_a_clip_of_other_texts_is_refused(stages, teachers, tmp_path, words):
-    _, params = models.split(models.init(CLIP, seed=1))
+    _, params = models.split(families.init(CLIP, seed=1))
     checkpoint.save_model(tmp_path / "other", CLIP, params, words)
     config = experiment(teachers, "stage2", stages / "stage1")
     config.teachers.clip = str(tmp_path / "other")
@@ -259,14 +259,14 @@ def test_training_in_bfloat16(teachers, tmp_path):
     config.dtype = config.gradient_dtype = "bfloat16"
     config.streams.clip.micro_batches = 2
     train.train(config, tmp_path / "run")
-    assert changed(tmp_path / "run") == {"clip_head", "encoder", "mask_decoder"}
+    assert changed(tmp_path / "run") == {"heads", "encoder", "mask_decoder"}
     assert {leaf.dtype for leaf in checkpoint.load_model(tmp_path / "run")[1].values()} == {
         jnp.dtype("float32")
     }
 
 
 def test_a_teacher_at_rest_in_half_precision_says_the_same():
-    graph, params = models.split(models.init(CLIP))
+    graph, params = models.split(families.init(CLIP))
     images = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 3), np.uint8)
     half_precision = at_rest(params, jnp.bfloat16)
     assert half_precision["vision/blocks/qkv/kernel"].dtype == jnp.bfloat16
@@ -280,7 +280,7 @@ def test_a_teacher_at_rest_in_half_precision_says_the_same():
 def test_prompts_in_groups_give_the_same_loss_and_gradient():
     """With remat the decoder sees 3 of 6 prompts at a time, of both images."""
     rng = np.random.default_rng(0)
-    graph, abstract = models.split(models.abstract(SAM))
+    graph, abstract = models.split(families.abstract(SAM))
     params = {k: jnp.float32(0.1 * rng.standard_normal(x.shape)) for k, x in abstract.items()}
     embeddings = jnp.float32(rng.standard_normal((2, 2, 4, 4, 16)))
     batch = {
@@ -334,8 +334,8 @@ def test_a_run_without_a_finite_loss_stops_with_the_weights_it_had(stages, teach
         ("lr_factors", (("clip_haed", 1.0), (".*", None)), "matches no parameter"),
         ("streams", {}, "streams has no 'clip'"),
         ("terms", {}, "terms is empty"),
-        ("lr_factors", (("clip_head", -1.0), (".*", None)), "lr_factors must be"),
-        ("lr_factors", (("clip_head(", 1.0), (".*", None)), "'clip_head.' is no regex"),
+        ("lr_factors", (("heads", -1.0), (".*", None)), "lr_factors must be"),
+        ("lr_factors", (("heads(", 1.0), (".*", None)), "'heads.' is no regex"),
         ("fsdp", 7, "fsdp=7"),
         ("dtype", "bf16", "dtype must be float32 or bfloat16, got 'bf16'"),
         ("evals", {"eye": {"task": "box_masks"}}, "evals.eye lacks the key 'data'"),

@@ -12,7 +12,7 @@ FIRST_UPDATE = """
 import dataclasses, json
 import jax, jax.numpy as jnp, numpy as np, optax
 from configs import stage2
-from samclip_jax import losses, models, optim, sharding, train
+from samclip_jax import families, losses, models, optim, sharding, train
 from samclip_jax.models.config import ClipHeadConfig, SamClipConfig
 from tests.test_train import CLIP, SAM
 
@@ -24,7 +24,7 @@ rng = np.random.default_rng(0)
 
 
 def weights(config):
-    graph, abstract = models.split_images(config)
+    graph, abstract = families.split_images(config)
     draw = lambda x: jnp.float32(0.2 * rng.standard_normal(x.shape))
     return graph, jax.tree.map(draw, abstract)
 
@@ -32,7 +32,7 @@ def weights(config):
 graphs, teachers = {}, {}
 for name, config in ("clip", CLIP), ("sam", SAM):
     graphs[name], teachers[name] = weights(config)
-student = SamClipConfig(SAM, ClipHeadConfig(depth=1, mlp_hidden=16, embed_dim=8), CLIP.text)
+student = SamClipConfig(SAM, {"clip": ClipHeadConfig(1, 16, embed_dim=8)}, CLIP.text)
 graph, params = weights(student)  # of its own: at the teacher's, L_SAM has no gradient
 
 values = stage2.get_config()
@@ -69,7 +69,7 @@ def l_sam(params, teacher, batch):
 )
 paper = {}
 for name in trainable:
-    tenth = 1.0 if name.startswith("clip_head") else 0.1
+    tenth = 1.0 if name.startswith("heads/") else 0.1
     paper[name] = -tenth * (g_clip[name] + 10 * g_sam[name])
 
 floor = {}  # a key's bias has no gradient
@@ -124,7 +124,7 @@ def report(run_python):
 def test_the_first_update_is_the_papers_gradient(report, run):
     """Under plain SGD, by its rate: -(g_clip + 10 g_sam), a tenth of it for encoder and decoder."""
     errors = report[run]["errors"]
-    assert {name.split("/")[0] for name in errors} == {"clip_head", "encoder", "mask_decoder"}
+    assert {name.split("/")[0] for name in errors} == {"heads", "encoder", "mask_decoder"}
     assert max(errors.values()) < 1e-4
     assert report[run]["losses"] == pytest.approx(report["losses"], rel=1e-5)
 
@@ -140,10 +140,10 @@ def test_a_step_that_is_not_finite_changes_no_weight_and_no_moment(report):
 LOWERED = """
 import importlib, json, pathlib, sys
 import jax
-from samclip_jax import compile_only, train
+from samclip_jax import compile_only, streams, train
+from samclip_jax.families import to_dict
 from samclip_jax.models.config import (
     ClipConfig, ClipTextConfig, ClipVisionConfig, ImageEncoderConfig, MaskDecoderConfig, SamConfig,
-    to_dict,
 )
 
 encoder = ImageEncoderConfig(
@@ -167,10 +167,10 @@ for stage, changes in json.loads(sys.argv[2]):
         values.streams.sam.update(batch_size=8, image_size=256)
     values.update_from_flattened_dict(changes)
     config = train.read_config(values)
-    streams = train.read_streams(config)
-    mesh = train.lay_out(config, streams)
-    (sizes,) = compile_only.programs(train.batch_sizes(streams))
-    step, arguments, _ = compile_only.abstract_step(config, streams, mesh, sizes)
+    run = streams.read_streams(config)
+    mesh = streams.make_mesh(config, run)
+    (sizes,) = compile_only.programs(streams.batch_sizes(run))
+    step, arguments, _ = compile_only.abstract_step(config, run, mesh, sizes)
     with jax.set_mesh(mesh):
         program = step.trace(*arguments).lower(lowering_platforms=("tpu",)).as_text()
     print(program.count("tpu_custom_call"))

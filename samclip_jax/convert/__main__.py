@@ -8,8 +8,8 @@ import argparse
 
 import jax
 
-from samclip_jax import checkpoint, models
-from samclip_jax.convert.apply import import_weights, size_name
+from samclip_jax import checkpoint, families, models
+from samclip_jax.convert.apply import import_weights
 from samclip_jax.convert.export import export_weights
 from samclip_jax.errors import UserError, command, program
 
@@ -30,7 +30,10 @@ def _import(given):
     size = sum(array.nbytes for array in params.values())
     print(f"Writing {output}, {1e-9 * size:.2f} GB.", flush=True)
     checkpoint.save_model(output, config, params, tokenizer, source)
-    rows = [("model", size_name(config)), ("parameters", f"{models.count(params):,}")]
+    rows = [
+        ("model", families.of(config).release.size_name(config)),
+        ("parameters", f"{models.count(params):,}"),
+    ]
     rows += [("assumed", value) for value in source["assumed"]]
     rows += [("source", source["name"]), ("sha256", source["sha256"]), ("checkpoint", output)]
     print("\n".join(f"{name:<12}{value}" for name, value in rows))

@@ -5,15 +5,14 @@ import collections
 import numpy as np
 from tqdm import tqdm
 
-from samclip_jax import models
-from samclip_jax.convert import clip, readers, sam
+from samclip_jax import families, models
+from samclip_jax.convert import readers
 from samclip_jax.convert.detect import detect
 from samclip_jax.convert.tokenizer import tokenizer_json
 from samclip_jax.errors import UserError
-from samclip_jax.models.config import ClipConfig, SamConfig
 from samclip_jax.paths import local_path
 
-FAMILIES = {SamConfig: sam, ClipConfig: clip}  # in whose order files are recognised
+RELEASED = [family for family in families.FAMILIES.values() if family.release]
 HALVES = ("float16", "bfloat16")
 FLOATS = ("float64", "float32", *HALVES)
 
@@ -33,21 +32,23 @@ def import_weights(source, quick_gelu=None, tokenizer=None):
     family, layout = _layout(files[0], [key for key, _ in found])
     tensors, doubled = _standard(layout, found)
     shapes = {name: tensors[key].shape for name, key in layout.names(tensors).items()}
-    config, assumed = detect(family, layout, shapes, files[0], quick_gelu)
-    if not family.HAS_TEXT and (tokenizer or quick_gelu is not None):
+    config, assumed = detect(family.release, layout, shapes, files[0], quick_gelu)
+    has_text = "text" in family.outputs
+    if not has_text and (tokenizer or quick_gelu is not None):
+        others = " or ".join(other.title for other in RELEASED if "text" in other.outputs)
         raise UserError(
-            f"{source} is a {family.NAME}: a tokenizer and an activation are for a CLIP."
+            f"{source} is {family.title}: a tokenizer and an activation are for {others}."
         )
     text = None
-    if family.HAS_TEXT:
+    if has_text:
         text = tokenizer_json(files[0].parent, tokenizer, config.text.vocab_size)
 
-    _, abstract = models.split(models.abstract(config))
+    _, abstract = models.split(families.abstract(config))
     template = {name: np.empty(leaf.shape, np.float32) for name, leaf in abstract.items()}
     views = layout.views(template)
     if mismatches := [("doubled", key, "") for key in doubled] + _mismatches(views, tensors):
         raise UserError(
-            _listed(f"{files[0]} does not match {family.size_name(config)}", mismatches)
+            _listed(f"{files[0]} does not match {family.release.size_name(config)}", mismatches)
         )
     params = _like(template, views, tensors)
     views = layout.views(params)
@@ -62,17 +63,12 @@ def import_weights(source, quick_gelu=None, tokenizer=None):
     return config, params, text, {"name": name, "sha256": digest, "assumed": assumed}
 
 
-def size_name(config):
-    """'SAM ViT-B', 'CLIP ViT-L/14': what such a model is called."""
-    return FAMILIES[type(config)].size_name(config)
-
-
 def _layout(path, keys):
-    for family in FAMILIES.values():
-        for layout in family.LAYOUTS:
+    for family in RELEASED:
+        for layout in family.release.LAYOUTS:
             if layout.signature in keys:
                 return family, layout
-    known = ", ".join(family.RELEASED for family in FAMILIES.values())
+    known = ", ".join(family.release.RELEASED for family in RELEASED)
     raise UserError(
         f"{path} holds no model that is known here: {known}. Its first tensors are "
         f"{', '.join(sorted(keys)[:3])}."

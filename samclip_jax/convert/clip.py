@@ -22,9 +22,7 @@ from samclip_jax.models.config import (
     ClipVisionConfig,
 )
 
-NAME = "CLIP"
 RELEASED = "CLIP with a ViT as OpenAI, OpenCLIP or Hugging Face's CLIPModel"
-HAS_TEXT = True  # and so a tokenizer, and a choice of activation
 SIZES = {
     **{(384, 12): "S", (512, 12): "M", (768, 12): "B", (896, 12): "B-plus", (1024, 24): "L"},
     **{(1280, 32): "H", (1408, 40): "g", (1664, 48): "bigG", (1792, 56): "e"},
@@ -163,7 +161,7 @@ LAYOUTS = (OPENAI, OPEN_CLIP, CLIP_MODEL)
 def size_name(config):
     """'CLIP ViT-L/14', or the width and depth of a model of no known size."""
     width, depth, patch = config.vision.width, config.vision.depth, config.vision.patch
-    return f"{NAME} ViT-{SIZES.get((width, depth), f'{width}x{depth}')}/{patch}"
+    return f"CLIP ViT-{SIZES.get((width, depth), f'{width}x{depth}')}/{patch}"
 
 
 def config_of(shapes, folder, quick_gelu=None):

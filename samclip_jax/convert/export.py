@@ -14,8 +14,6 @@ from samclip_jax.convert.sam import SAM_MODEL, SEGMENT_ANYTHING
 from samclip_jax.errors import UserError, os_errors
 from samclip_jax.paths import local_path
 
-KINDS = ("sam", "samclip")
-
 
 def export_weights(source, output, layout):
     """Writes the SAM in a checkpoint as others read it; returns what the layout has no place for.
@@ -27,9 +25,9 @@ def export_weights(source, output, layout):
     output = local_path(output)
     if output.exists():
         raise UserError(f"{output} exists and is left as it is: choose another name.")
-    config, params, _ = checkpoint.load_model(source, KINDS)
+    config, params, _ = checkpoint.load_model(source, {"masks"})
     params = {name: np.asarray(array) for name, array in params.items()}
-    config = getattr(config, "sam", config)
+    config = config.sam
     with _whole(output) as staging:
         if layout == "segment_anything":
             write_torch(staging, released(SEGMENT_ANYTHING, params))

@@ -29,9 +29,7 @@ from samclip_jax.models.config import (
     SamConfig,
 )
 
-NAME = "SAM"
 RELEASED = "SAM as segment_anything or Hugging Face's SamModel"
-HAS_TEXT = False  # and so a tokenizer, and a choice of activation
 SIZES = {(768, 12): "B", (1024, 24): "L", (1280, 32): "H"}
 # How a photograph is brought to the model's size here, in the words of preprocessor_config.json; a
 # file that says otherwise is reported.
@@ -176,7 +174,7 @@ LAYOUTS = (SEGMENT_ANYTHING, SAM_MODEL)
 def size_name(config):
     """'SAM ViT-B', or the width and depth of a model of no known size."""
     width, depth = config.encoder.width, config.encoder.depth
-    return f"{NAME} ViT-{SIZES.get((width, depth), f'{width}x{depth}')}"
+    return f"SAM ViT-{SIZES.get((width, depth), f'{width}x{depth}')}"
 
 
 def config_of(shapes, folder, quick_gelu=None):

@@ -164,6 +164,11 @@ def stream(sources, config, seed, start=0, share=whole, workers=0, keys=False):
     return iter(batches.mp_prefetch(grain.MultiprocessingOptions(workers)))
 
 
+def epoch(sources):
+    """How many records of each source an epoch has: `weight` times its own."""
+    return [round(getattr(source, "weight", 1) * len(source)) for source in sources]
+
+
 class Mixture:
     """Example -> number of the source, index of the record.
 
@@ -173,7 +178,7 @@ class Mixture:
 
     def __init__(self, sources, seed):
         self.sizes = [len(source) for source in sources]
-        counts = [round(getattr(source, "weight", 1) * len(source)) for source in sources]
+        counts = epoch(sources)
         if 0 in counts:
             source = sources[counts.index(0)]
             raise UserError(f"{source} has less than one record an epoch: raise its weight.")

@@ -61,7 +61,7 @@ def point_prompt(box, mask):
 
 
 def _masks(model, source, name, prompt, multimask, threshold, batch_size, limit):
-    model.require("sam", "samclip", what=f"{name}_masks")
+    model.require("masks", what=f"{name}_masks")
     side = model.encoder.image_size
     thresholds = np.array([0.0])
     if threshold is not None:

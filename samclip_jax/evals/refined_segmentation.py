@@ -23,7 +23,7 @@ def refined_segmentation(
 
     refinement: in a config the fields that differ from the paper's form, the defaults.
     """
-    model.require("samclip", what="refined_segmentation")
+    model.require("masks", "text", what="refined_segmentation")
     classes = class_names(source)
     text = model.class_embeddings(classes, templates)
     side = model.encoder.image_size

@@ -25,7 +25,7 @@ def retrieval(
     mean_recall_at_1, of both directions, is what table 1 calls image retrieval. image_size: of a
     merged model's centre crop; a CLIP sees its own size. Captions are taken without a template.
     """
-    size = model.config.vision.image_size if model.kind == "clip" else image_size
+    size = model.side or image_size
 
     def prepare(record):
         captions = field(record, "captions")

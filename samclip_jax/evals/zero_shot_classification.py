@@ -21,7 +21,7 @@ def zero_shot_classification(
     """
     classes = class_names(source)
     text = model.class_embeddings(classes, templates)
-    size = model.config.vision.image_size if model.kind == "clip" else image_size
+    size = model.side or image_size
 
     def prepare(record):
         return transforms.centre_crop(record["image"], size), field(record, "label")

@@ -29,7 +29,7 @@ def zero_shot_segmentation(
     """
     classes = class_names(source)
     text = model.class_embeddings(classes, templates)
-    size = model.config.vision.image_size if model.kind == "clip" else image_size
+    size = model.side or image_size
     whole = (size, size)
     total = np.zeros((len(classes),) * 2, int)
     batches = Batches(source, square(size), batch_size, limit)

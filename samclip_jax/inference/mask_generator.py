@@ -35,7 +35,7 @@ class MaskGenerator:
         min_mask_region_area=0,
         output_mode="binary_mask",
     ):
-        model.require("sam", "samclip", what="MaskGenerator")
+        model.require("masks", what="MaskGenerator")
         if crop_n_layers:
             raise UserError("MaskGenerator has no crops: leave crop_n_layers at 0")
         check("output_mode", output_mode, OutputMode)

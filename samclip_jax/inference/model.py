@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import logging
 
-from samclip_jax import checkpoint, models
+from samclip_jax import checkpoint, families, models
 from samclip_jax.config import Dtype
 from samclip_jax.data import transforms
 from samclip_jax.errors import UserError, os_errors
@@ -16,7 +16,6 @@ from samclip_jax.inference.frames import to_frame
 from samclip_jax.inference.images import BATCH, checked, checked_frames, checked_sizes
 from samclip_jax.inference.prompts import decoder_arguments, require_axes
 from samclip_jax.inference.texts import PHOTO, class_names, class_texts, text_list
-from samclip_jax.models.config import kind_of
 from samclip_jax.models.samclip import unit
 from samclip_jax.ops.resize import resize_images
 from samclip_jax.paths import any_path, is_remote
@@ -69,14 +68,14 @@ def _read(path):
 class Model:
     """A SAM, a CLIP or a merged SAM-CLIP that answers questions.
 
-    kind: "sam", "clip" or "samclip". params: {"a/b/c": array}, anywhere, sharded or not.
+    family: its families.Family. params: {"a/b/c": array}, anywhere, sharded or not.
     tokenizer: list of str -> int32 [N, T], or None. Every function is compiled once per shape.
     """
 
     def __init__(self, config, params, tokenizer=None, dtype=jnp.float32):
         self.config, self.params, self.tokenizer, self.dtype = config, params, tokenizer, dtype
-        self.kind = kind_of(config)
-        self.graph, _ = models.split(models.abstract(config))
+        self.family = families.of(config)
+        self.graph, _ = models.split(families.abstract(config))
         self._compiled = {}
 
     def with_params(self, params):
@@ -95,12 +94,15 @@ class Model:
             )
         return self._compiled[key](self.params, *args)
 
-    def require(self, *kinds, what):
-        """UserError unless the model is of one of `kinds`; `what` needs it."""
-        if self.kind not in kinds:
-            has = checkpoint.KIND_NAMES[self.kind]
-            needed = " or ".join(checkpoint.KIND_NAMES[kind] for kind in kinds)
-            raise UserError(f"{what} needs {needed} checkpoint, this is {has} checkpoint")
+    def gives(self, output):
+        """Whether the model gives this output, of Family.outputs."""
+        return output in self.family.outputs
+
+    def require(self, *outputs, what):
+        """UserError unless the model gives these outputs; `what` needs them."""
+        if not all(map(self.gives, outputs)):
+            needed, title = families.titles(outputs), self.family.title
+            raise UserError(f"{what} needs {needed} checkpoint, this is {title} checkpoint")
 
     # Images and texts in one space
 
@@ -112,19 +114,18 @@ class Model:
         photograph in its own shape, as Predictor.set_image shows it, in the encoder's frame.
         UserError for anything but uint8 RGB, and for squash with a merged model.
         """
-        self.require("clip", "samclip", what="encode_image")
+        self.require("summary", what="encode_image")
         images = checked("images", images, BATCH)
-        if self.kind == "samclip":
+        if self.side is None:
             if squash:
                 raise UserError(
                     "squash is for a plain CLIP: a merged model takes photographs of any shape"
                 )
-            side = self.encoder.image_size
-            frames, sizes = zip(*(to_frame(image, side) for image in images), strict=True)
+            frame = self.encoder.image_size
+            frames, sizes = zip(*(to_frame(image, frame) for image in images), strict=True)
             return self.head(self.encode_frames(np.stack(frames), sizes).tokens, sizes[0])[0]
         if not squash:
-            side = self.config.vision.image_size
-            images = np.stack([transforms.centre_crop(image, side) for image in images])
+            images = np.stack([transforms.centre_crop(image, self.side) for image in images])
         return self.encode_crops(images)
 
     def encode_crops(self, images):  # uint8 [B, H, W, 3] -> float32 [B, D], unit length
@@ -133,7 +134,7 @@ class Model:
         A CLIP resizes to its own square size, a merged model to the nearest sides that its patch
         divides.
         """
-        self.require("clip", "samclip", what="encode_crops")
+        self.require("summary", what="encode_crops")
         images = checked("images", images, BATCH)
         return np.asarray(self.run(_encode_image, images, dtype=self.dtype))
 
@@ -142,7 +143,7 @@ class Model:
 
         UserError if texts is no list of texts, see inference/texts.py; blank ones are taken.
         """
-        self.require("clip", "samclip", what="encode_text")
+        self.require("text", what="encode_text")
         texts = text_list("texts", texts)
         if self.tokenizer is None:
             raise UserError("this checkpoint has no tokenizer.json: import it again with one")
@@ -160,7 +161,7 @@ class Model:
         name, or a set of templates.json: "openai" (80), "simple" (7). As
         open_clip.build_zero_shot_classifier. UserError if one cannot be used.
         """
-        self.require("clip", "samclip", what="class_embeddings")
+        self.require("text", what="class_embeddings")
         names = class_names("names", names)
         texts, count = class_texts(names, templates)
         embeddings = self.encode_text(texts).reshape(len(names), count, -1)
@@ -172,15 +173,12 @@ class Model:
         Of a merged model from its CLIP head; of a CLIP its patch tokens, with maskclip=True by the
         last block's value path alone (arXiv 2112.01071). Sizes as encode_crops.
         """
-        self.require("clip", "samclip", what="segmentation by text")
+        self.require("patches", "text", what="segmentation by text")
         images = checked("images", images, BATCH)
-        if self.kind == "clip":
-            call = functools.partial(self.run, _clip_patches, values=maskclip)
-        elif maskclip:
+        if maskclip and self.side is None:
             raise UserError("maskclip is a way to read a plain CLIP; a merged model has its head")
-        else:
-            call = functools.partial(self.run, _head_patches)
-        return np.asarray(call(images, dtype=self.dtype))
+        way = {"values": True} if maskclip else {}
+        return np.asarray(self.run(_encode_dense, images, dtype=self.dtype, **way))
 
     # Masks
 
@@ -189,7 +187,7 @@ class Model:
 
         S is the encoder's image_size. UserError names an argument that cannot be used.
         """
-        self.require("sam", "samclip", what="a mask")
+        self.require("masks", what="a mask")
         frames, sizes = checked_frames(frames, sizes, self.encoder.image_size)
         return self.run(_encode_frames, frames, sizes, dtype=self.dtype)
 
@@ -199,7 +197,7 @@ class Model:
         size: (height, width) px of the photographs at the frames' top left, all of the frame if
         None; the head does not see the padding. UserError names an argument that cannot be used.
         """
-        self.require("samclip", what="the CLIP head")
+        self.require("masks", "text", what="the CLIP head")
         require_axes("tokens", tokens, ("B", "h", "w", self.encoder.width), "of an encoder pass")
         if size is not None:
             size = checked_sizes("size", size, (2,), range(1, self.encoder.image_size + 1))
@@ -215,7 +213,7 @@ class Model:
         Returns low_res_masks float32 [K, M, 4h, 4w] and scores [K, M]; M is 3 with multimask, the
         answers for an ambiguous prompt, else 1. UserError names an argument that cannot be used.
         """
-        self.require("sam", "samclip", what="a mask")
+        self.require("masks", what="a mask")
         channels = self.encoder.out_channels
         require_axes("embedding", embedding, ("B", "h", "w", channels), "of an encoder pass")
         prompts = decoder_arguments(index, points, labels, masks, embedding)
@@ -233,7 +231,12 @@ class Model:
     @property
     def encoder(self):
         """The config of SAM's image encoder."""
-        return self.config.encoder if self.kind == "sam" else self.config.sam.encoder
+        return self.config.sam.encoder
+
+    @property
+    def side(self):
+        """The side, px, of the squares that it sees; None: it takes images of any shape."""
+        return self.family.side(self.config)
 
 
 def _encode_image(module, images, dtype):
@@ -244,12 +247,8 @@ def _encode_text(module, tokens, dtype):
     return module.encode_text(tokens, dtype)
 
 
-def _clip_patches(module, images, dtype, values):
-    return module.encode_dense(images, dtype, values)
-
-
-def _head_patches(module, images, dtype):
-    return module.encode_dense(_fitted(module, images), dtype)
+def _encode_dense(module, images, dtype, **way):
+    return module.encode_dense(_fitted(module, images), dtype, **way)
 
 
 def _encode_frames(module, frames, sizes, dtype):
@@ -257,7 +256,7 @@ def _encode_frames(module, frames, sizes, dtype):
 
 
 def _head(module, tokens):
-    pooled, dense = module.clip_head(tokens)
+    pooled, dense = module.text_head(tokens)
     return unit(pooled), unit(dense)
 
 

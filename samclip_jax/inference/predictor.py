@@ -43,7 +43,7 @@ class Predictor:
         self.reset_image()
         self._image = np.array(image if image_format == "RGB" else image[..., ::-1])
         self.original_size = image.shape[:2]
-        if self.model.kind != "clip":
+        if self.model.gives("masks"):
             frame, self.input_size = frames.to_frame(self._image, self.model.encoder.image_size)
             self._encoded = self.model.encode_frames(frame[None], np.int32([self.input_size]))
 
@@ -142,7 +142,7 @@ class Predictor:
     def classify(self, names, templates=PHOTO):  # list of str -> float32 [N], sum 1
         """The probability of each name: softmax of the cosines times exp(logit_scale), which is the
         CLIP's own, of a merged model its CLIP teacher's; see Model.class_embeddings."""
-        self.model.require("clip", "samclip", what="classify")
+        self.model.require("summary", "text", what="classify")
         pooled, _, _, _ = self._embeddings()
         cosines = self.model.class_embeddings(names, templates) @ pooled
         scale = np.exp(np.float32(self.model.params["logit_scale"]))
@@ -159,7 +159,7 @@ class Predictor:
         From the CLIP head alone or, with refine=True or a Refinement, from both heads (paper 4.5);
         `seed`, 0 or more, is for the points that are then drawn.
         """
-        self.model.require("clip", "samclip", what="segment")
+        self.model.require("patches", "text", what="segment")
         if not isinstance(refine, bool | Refinement):
             raise UserError(f"refine must be True, False or a Refinement, got {refine!r}")
         check("seed", seed, NonNegativeInt)
@@ -179,8 +179,7 @@ class Predictor:
         self._require_image()
         if self._text_space is not None:
             return self._text_space
-        if self.model.kind == "clip":
-            side = self.model.config.vision.image_size
+        if side := self.model.side:
             whole = transforms.resize(self._image, side, side, transforms.BICUBIC)
             pooled = self.model.encode_image(self._image[None])
             dense = self.model.patch_embeddings(whole[None])
@@ -198,4 +197,4 @@ class Predictor:
 
     def _require_masks(self):
         self._require_image()
-        self.model.require("sam", "samclip", what="a mask")
+        self.model.require("masks", what="a mask")

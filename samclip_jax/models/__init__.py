@@ -1,26 +1,10 @@
 """Models as a graph definition and a flat dict of arrays: {"encoder/pos_embed": ..., ...}."""
 
-import functools
-
 import jax
 from flax import nnx, traverse_util
 
-from samclip_jax.models.config import kind_of
-from samclip_jax.models.samclip import Clip, Sam, SamClip
-
 SAM_PARTS = ("encoder/", "prompt_encoder/", "mask_decoder/")
-MODELS = {"sam": Sam, "clip": Clip, "samclip": SamClip}
-
-
-def init(config, seed=0):
-    """A model with fresh float32 weights for a SamConfig, ClipConfig or SamClipConfig."""
-    return MODELS[kind_of(config)](config, nnx.Rngs(seed))
-
-
-@functools.cache  # a trace of many layers
-def abstract(config):
-    """The same without memory: every leaf is a jax.ShapeDtypeStruct."""
-    return nnx.eval_shape(lambda: init(config))
+TEXT_PARTS = ("text", "logit_scale")
 
 
 def split(model):
@@ -34,18 +18,9 @@ def merge(graph, params):
     return nnx.merge(graph, traverse_util.unflatten_dict(params, sep="/"))
 
 
-def split_images(config):
-    """`split` of the abstract model without its text tower, which images never meet."""
-    model = nnx.clone(abstract(config))
-    for name in ("text", "logit_scale"):
-        if hasattr(model, name):
-            delattr(model, name)
-    return split(model)
-
-
 def image_params(params):
-    """Those of a flat dict that `split_images` has."""
-    return {n: leaf for n, leaf in params.items() if not n.startswith(("text/", "logit_scale"))}
+    """Those of a flat dict that images meet: without the text tower."""
+    return {n: leaf for n, leaf in params.items() if n.split("/")[0] not in TEXT_PARTS}
 
 
 def count(params) -> int:

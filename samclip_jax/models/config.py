@@ -1,10 +1,9 @@
 """Sizes of every model, as frozen dataclasses that go to JSON and back."""
 
-import dataclasses
 from dataclasses import dataclass, field
 from typing import Literal
 
-from samclip_jax.config import build
+from samclip_jax.config import HeadConfig
 from samclip_jax.errors import UserError
 from samclip_jax.validation import PositiveFloat, PositiveInt, Validated
 
@@ -63,6 +62,11 @@ class SamConfig(Validated):
     encoder: ImageEncoderConfig = field(default_factory=ImageEncoderConfig)
     mask_decoder: MaskDecoderConfig = field(default_factory=MaskDecoderConfig)
 
+    @property
+    def sam(self):
+        """Itself, as a merged model's config has it."""
+        return self
+
 
 @dataclass(frozen=True)
 class ClipVisionConfig(Validated):
@@ -101,40 +105,18 @@ class ClipConfig(Validated):
 
 
 @dataclass(frozen=True)
-class ClipHeadConfig(Validated):
-    """The CLIP head (SAM-CLIP appendix A). Its blocks have the encoder's width, heads and MLP."""
+class ClipHeadConfig(HeadConfig):
+    """A head of a merged model. Its blocks have the encoder's width, heads and MLP."""
 
-    depth: PositiveInt = 3
-    mlp_hidden: PositiveInt = 768  # two hidden layers; so large the paper's "about 25 %" (E)
-    embed_dim: PositiveInt = 768  # of the text tower
-    pooling: Literal["max", "mean"] = "max"  # max was better (appendix A)
+    embed_dim: PositiveInt = 768  # of what it learns, such as the text tower's
 
 
 @dataclass(frozen=True)
 class SamClipConfig(Validated):
+    """A SAM with heads on its encoder; the one named "clip" meets the texts."""
+
     sam: SamConfig = field(default_factory=SamConfig)
-    clip_head: ClipHeadConfig = field(default_factory=ClipHeadConfig)
+    heads: dict[str, ClipHeadConfig] = field(
+        default_factory=lambda: {"clip": ClipHeadConfig()}, hash=False
+    )
     text: ClipTextConfig = field(default_factory=ClipTextConfig)
-
-
-KINDS = {"sam": SamConfig, "clip": ClipConfig, "samclip": SamClipConfig}
-
-
-def kind_of(config) -> str:
-    """'sam', 'clip' or 'samclip'."""
-    return next(kind for kind, cls in KINDS.items() if type(config) is cls)
-
-
-def to_dict(config) -> dict:
-    """A JSON-able dict with the model's kind; `from_dict` reads it back."""
-    return {"kind": kind_of(config), **dataclasses.asdict(config)}
-
-
-def from_dict(values: dict):
-    """The config that `to_dict` wrote. UserError on an unknown kind or key, and on a value that
-    no model has."""
-    values = dict(values)
-    kind = values.pop("kind", None)
-    if kind not in KINDS:
-        raise UserError(f"model config: kind must be one of {', '.join(KINDS)}, got {kind!r}")
-    return build(KINDS[kind], values, f"model config: {kind}")

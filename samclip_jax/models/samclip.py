@@ -1,8 +1,4 @@
-"""The three models: SAM, CLIP, and the two merged into one encoder with several heads.
-
-Distillation compares what two of them give for a batch, `outputs`: "summary", one vector an image
-[B, D], not always of unit length; "masks", a function of prompts, (points, labels) -> MaskOutput.
-"""
+"""The three models: SAM, CLIP, and the two merged into one encoder with several heads."""
 
 import functools
 import math
@@ -14,11 +10,11 @@ from flax import nnx, traverse_util
 from samclip_jax.models.clip_head import ClipHead
 from samclip_jax.models.clip_text import ClipText
 from samclip_jax.models.clip_vision import ClipVision
-from samclip_jax.models.config import SamClipConfig
 from samclip_jax.models.image_encoder import ImageEncoder
 from samclip_jax.models.mask_decoder import MaskDecoder
 from samclip_jax.models.prompt_encoder import ABSENT, PromptEncoder
 
+TEXT_HEAD = "clip"  # the head whose embeddings meet the texts
 LOGIT_SCALE = math.log(100)  # where CLIP clips its own (arXiv 2103.00020, section 2.5)
 
 
@@ -31,8 +27,6 @@ def unit(x):  # [..., D] -> [..., D]
 
 class Sam(nnx.Module):
     """Segment Anything (segment_anything.modeling.Sam)."""
-
-    OUTPUTS = ("masks",)
 
     def __init__(self, config, rngs):
         self.config = config
@@ -53,15 +47,6 @@ class Sam(nnx.Module):
             columns = jnp.arange(x.shape[2])[None, None] < sizes[:, 1, None, None]
             x = jnp.where((rows & columns)[..., None], x, 0)
         return self.encoder(x.astype(dtype), remat)
-
-    def outputs(self, batch, names, dtype, remat=False):
-        """{name: output} of one pass of the encoder over {"image", "size" where it has one}."""
-        encoded = self.encode(batch["image"], batch.get("size"), dtype, remat)
-        return {name: self.output(name, encoded, remat) for name in names}
-
-    def output(self, name, encoded, remat):
-        assert name == "masks", name
-        return functools.partial(self.predict_masks, encoded.embedding)
 
     def predict_masks(self, embedding, points, labels, masks=None):
         """Masks for prompts, MaskOutput.
@@ -84,17 +69,11 @@ class Sam(nnx.Module):
 class Clip(nnx.Module):
     """CLIP: two towers into one space."""
 
-    OUTPUTS = ("summary",)
-
     def __init__(self, config, rngs):
         self.config = config
         self.vision = ClipVision(config.vision, rngs)
         self.text = ClipText(config.text, rngs)
         self.logit_scale = nnx.Param(jnp.float32(LOGIT_SCALE))  # log of what multiplies cosines
-
-    def outputs(self, batch, names, dtype, remat=False):
-        """{name: output} for {"image": uint8 [B, H, W, 3]}."""
-        return {name: self.encode_image(batch["image"], dtype) for name in names}
 
     def encode_image(self, images, dtype=jnp.float32):
         """uint8 [B, H, W, 3] -> unit [B, D], resized to the tower's own size."""
@@ -110,51 +89,75 @@ class Clip(nnx.Module):
 
 
 class SamClip(Sam):
-    """SAM-CLIP (arXiv 2310.15308): one encoder, SAM's heads, a CLIP head, CLIP's text tower."""
+    """SAM-CLIP (arXiv 2310.15308): one encoder, SAM's decoder, a CLIP head, CLIP's text tower.
 
-    OUTPUTS = ("summary", "masks")
+    `heads` has the CLIP head, TEXT_HEAD, and one for every other teacher that it learns from.
+    """
 
     def __init__(self, config, rngs):
         super().__init__(config.sam, rngs)
-        self.clip_head = ClipHead(config.clip_head, config.sam.encoder, rngs)
+        self.heads = nnx.Dict(
+            {name: ClipHead(head, config.sam.encoder, rngs) for name, head in config.heads.items()}
+        )
         self.text = ClipText(config.text, rngs)
         self.logit_scale = nnx.Param(jnp.float32(LOGIT_SCALE))  # the CLIP teacher's
         self.config = config
 
-    def output(self, name, encoded, remat):
-        if name == "summary":
-            return self.clip_head(encoded.tokens, remat).pooled
-        return super().output(name, encoded, remat)
+    def outputs(self, batch, wanted, dtype, remat=False):
+        """{(head, target): output} of one pass of the encoder, for these pairs and more.
+
+        batch: {"image": uint8 [B, H, W, 3], "size" where it is padded}. The head "mask_decoder"
+        gives "masks", (points, labels) -> MaskOutput; every one of `heads` "summary", [B, D], and
+        "patches", [B, h, w, D].
+        """
+        encoded = self.encode(batch["image"], batch.get("size"), dtype, remat)
+        outputs = {}
+        for head in dict.fromkeys(head for head, _ in wanted):
+            if head == "mask_decoder":
+                masks = functools.partial(self.predict_masks, encoded.embedding)
+                outputs[head, "masks"] = masks
+            else:
+                pooled, dense = self.heads[head](encoded.tokens, remat)
+                outputs |= {(head, "summary"): pooled, (head, "patches"): dense}
+        return outputs
+
+    @property
+    def text_head(self):
+        return self.heads[TEXT_HEAD]
 
     def encode_image(self, images, dtype=jnp.float32):
         """uint8 [B, H, W, 3] -> unit [B, D], from the CLIP head."""
-        return unit(self.clip_head(self.encode(images, dtype=dtype).tokens).pooled)
+        return unit(self.text_head(self.encode(images, dtype=dtype).tokens).pooled)
 
     def encode_dense(self, images, dtype=jnp.float32):
         """uint8 [B, H, W, 3] -> unit [B, h, w, D], every patch in the text space."""
-        return unit(self.clip_head(self.encode(images, dtype=dtype).tokens).dense)
+        return unit(self.text_head(self.encode(images, dtype=dtype).tokens).dense)
 
     def encode_text(self, tokens, dtype=jnp.float32):
         """int [N, T] -> unit [N, D]."""
         return unit(self.text(tokens, dtype))
 
 
-def combine(sam_config, sam_params, clip_config, clip_params, head_config, seed=0):
-    """The model that training starts from: (SamClipConfig, flat params).
+def start_params(config, params, clip_params=None, seed=0):
+    """The flat params of `config`, a SamClipConfig, that training starts from.
 
-    SAM's weights, CLIP's text tower and logit_scale, and a CLIP head whose layers are copies of the
-    encoder's last block; only its LayerNorm and MLP are random (SAM-CLIP appendix A).
+    params: of a SAM, or of a merged model with some of the heads. A SAM gets the text tower and the
+    logit_scale of clip_params. The layers of a new head are copies of the encoder's last block;
+    only its LayerNorm and MLP are random (SAM-CLIP appendix A).
     """
-    config = SamClipConfig(sam_config, head_config, clip_config.text)
-    head = nnx.state(ClipHead(head_config, sam_config.encoder, nnx.Rngs(seed)))
-    head = traverse_util.flatten_dict(nnx.to_pure_dict(head), sep="/")
-    for name in head:
-        if name.startswith("blocks/"):
-            last = sam_params[f"encoder/global_{name}"][-1:]
-            head[name] = jnp.repeat(last, head_config.depth, 0)
-    head = {f"clip_head/{name}": leaf for name, leaf in head.items()}
-    text = {name: leaf for name, leaf in clip_params.items() if name.startswith("text/")}
-    return config, {**sam_params, **text, "logit_scale": clip_params["logit_scale"], **head}
+    started = dict(params)
+    if "logit_scale" not in params:
+        is_text = ("text/", "logit_scale")
+        started |= {name: leaf for name, leaf in clip_params.items() if name.startswith(is_text)}
+    new = [name for name in config.heads if f"heads/{name}/norm/scale" not in params]
+    for number, head_name in enumerate(new):
+        head = config.heads[head_name]
+        state = nnx.state(ClipHead(head, config.sam.encoder, nnx.Rngs(seed + number)))
+        for name, leaf in traverse_util.flatten_dict(nnx.to_pure_dict(state), sep="/").items():
+            if name.startswith("blocks/"):
+                leaf = jnp.repeat(params[f"encoder/global_{name}"][-1:], head.depth, 0)
+            started[f"heads/{head_name}/{name}"] = leaf
+    return started
 
 
 def same_texts(params, teacher):

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from samclip_jax import models
+from samclip_jax import families, models
 from tools.train_teachers.clip import ClipTask
 from tools.train_teachers.sam import SamTask
 
@@ -38,7 +38,7 @@ AVERAGE = 0.998  # of the weights, a step
 
 def train(task, workdir, minutes):
     """The averaged weights after `minutes`, those of earlier calls counted in."""
-    graph, params = models.split(models.init(task.config))
+    graph, params = models.split(families.init(task.config))
     params = task.start(params)
     constants = {name: params.pop(name) for name in list(params) if name == CONSTANT}
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.scale_by_adam(b2=0.99))
