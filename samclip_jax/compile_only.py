@@ -17,6 +17,7 @@ from jax.experimental import topologies
 from samclip_jax import checkpoint, families, flops, hlo, optim, sharding, train
 from samclip_jax.config import MASKS
 from samclip_jax.errors import UserError
+from samclip_jax.families import samclip
 from samclip_jax.metrics import write_json
 from samclip_jax.models.config import SamConfig
 from samclip_jax.paths import output_file
@@ -234,10 +235,9 @@ def ideal_operations(terms, student, teachers, trained, batches):
         total += images * body * (3 if encoder_trained else 1)
         for head in {term.head for term in of_stream}:
             # a gradient takes as much again for the weights, and for what came into the layer
-            if head == MASKS:
-                operations, start = flops.masks(student.sam, shapes), f"{MASKS}/"
-            else:
-                operations, start = flops.clip_head(student, head, grid), f"heads/{head}/"
+            learned = {term.target for term in of_stream if term.head == head}
+            operations = samclip.head_operations(student, head, learned, shapes, grid)
+            start = f"{MASKS}/" if head == MASKS else f"heads/{head}/"
             head_trained = any(name.startswith(start) for name in trained)
             gradients = head_trained + (head_trained or encoder_trained)
             total += images * operations * (1 + gradients)

@@ -28,7 +28,11 @@ from samclip_jax.validation import (
 
 Dtype = Literal["float32", "bfloat16"]  # that models compute in
 Decay = Annotated[float, Range(ge=0, lt=1)]  # of a moving average
-TARGETS = {"summary": ("cosine", "clip"), "masks": ("masks", "sam")}  # loss, kind of stream
+TARGETS = {  # loss, kind of stream
+    "summary": ("cosine", "clip"),
+    "patches": ("cosine", "clip"),
+    "masks": ("masks", "sam"),
+}
 MASKS = "mask_decoder"  # the head of every SAM
 STREAM = {  # other keys are its kind's
     "kind": str,
@@ -44,7 +48,7 @@ class TermConfig(Validated):
 
     stream: str  # the data it is computed on
     teacher: str  # the frozen model it is distilled from
-    target: Literal["summary", "masks"]  # what is compared, see families/family.py
+    target: Literal["summary", "patches", "masks"]  # what is compared, see families/family.py
     head: str  # the student's, that learns it: a name of `heads`, or MASKS
     loss: Literal["cosine", "masks"]  # of train.LOSSES
     weight: NonNegativeFloat

@@ -23,12 +23,13 @@ def encoder(config, size):
     )
 
 
-def clip_head(config, name, grid, dense=False):
-    """A head's pooled output for one image of a grid of patches; dense: its patches' as well."""
+def clip_head(config, name, grid, outputs):
+    """A head's outputs, "summary" or "patches" or both, for one image of a grid of patches."""
     sam, head = config.sam.encoder, config.heads[name]
     h, w = grid
     widths = sam.width, head.mlp_hidden, head.mlp_hidden, head.embed_dim
-    return head.depth * _grid_block(sam, h * w, h, w) + _mlp(1 + dense * h * w, *widths)
+    rows = ("summary" in outputs) + ("patches" in outputs) * h * w
+    return head.depth * _grid_block(sam, h * w, h, w) + _mlp(rows, *widths)
 
 
 def clip_image(config):
@@ -37,6 +38,16 @@ def clip_image(config):
     blocks = config.depth * _block(config, 1 + patches, 1 + patches)
     embedded = _linear(patches, 3 * config.patch**2, config.width)
     return embedded + blocks + _linear(1, config.width, config.embed_dim or 0)
+
+
+def clip_values(config, grid):
+    """What the last block's values take for one image of a grid of patches."""
+    h, w = grid
+    tokens = 1 + h * w
+    blocks = (config.depth - 1) * _block(config, tokens, tokens)
+    values = _linear(tokens, config.width, 2 * config.width)  # value and output projections
+    embedded = _linear(h * w, 3 * config.patch**2, config.width)
+    return embedded + blocks + values + _linear(h * w, config.width, config.embed_dim or 0)
 
 
 def mask_decoder(config, size, points):

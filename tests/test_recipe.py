@@ -55,6 +55,15 @@ def test_the_figures_of_the_paper():
     assert list(stages["stage3"]["images"]["clip"]) == [224, 448, 1024]
 
 
+def test_the_dense_stage_is_stage_2_and_one_term():
+    dense = importlib.import_module("configs.stage2_dense").get_config()
+    train.read_config(dense)
+    term = dense.terms.clip_patches
+    del dense.terms["clip_patches"]
+    assert (term.target, term.stream, term.teacher, term.head) == ("patches", *["clip"] * 3)
+    assert dense == importlib.import_module("configs.stage2").get_config()
+
+
 def test_the_sets_are_seen_as_often_as_in_the_paper():
     """Steps times images a step, over the images of D_CLIP and D_SAM that are trained on."""
     seen = {}

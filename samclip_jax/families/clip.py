@@ -8,11 +8,19 @@ from samclip_jax.models.samclip import Clip
 
 
 def targets(model, batch, names, grid, dtype):
-    return {"summary": model.encode_image(batch["image"], dtype)}
+    """Patches: the last block's values (MaskCLIP, arXiv 2112.01071), of the image resized until its
+    patches are the student's; features are not interpolated."""
+    outputs = {}
+    if "summary" in names:
+        outputs["summary"] = model.encode_image(batch["image"], dtype)
+    if "patches" in names:
+        outputs["patches"] = model.encode_dense(batch["image"], dtype, values=True, grid=grid)
+    return outputs
 
 
 def operations(config, names, shapes, grid):
-    return flops.clip_image(config.vision)
+    summary = flops.clip_image(config.vision) if "summary" in names else 0
+    return summary + (flops.clip_values(config.vision, grid) if "patches" in names else 0)
 
 
 FAMILY = Family(

@@ -1,22 +1,32 @@
 """SAM-CLIP, the two merged: the student, and a teacher too."""
 
 from samclip_jax import flops
+from samclip_jax.config import MASKS
 from samclip_jax.families.family import Family
 from samclip_jax.models.config import SamClipConfig
 from samclip_jax.models.samclip import TEXT_HEAD, SamClip
 
 
 def targets(model, batch, names, grid, dtype):
-    heads = {"summary": TEXT_HEAD, "masks": "mask_decoder"}
-    outputs = model.outputs(batch, [(heads[name], name) for name in names], dtype)
-    return {name: outputs[heads[name], name] for name in names}
+    outputs = model.outputs(batch, [(head_of(name), name) for name in names], dtype)
+    return {name: outputs[head_of(name), name] for name in names}
+
+
+def head_of(name):
+    return MASKS if name == "masks" else TEXT_HEAD
 
 
 def operations(config, names, shapes, grid):
-    total = flops.encoder(config.sam.encoder, shapes["image"][1:3])
-    if "summary" in names:
-        total += flops.clip_head(config, TEXT_HEAD, grid)
-    return total + (flops.masks(config.sam, shapes) if "masks" in names else 0)
+    heads = {head_of(name) for name in names}
+    encoder = flops.encoder(config.sam.encoder, shapes["image"][1:3])
+    return encoder + sum(head_operations(config, head, names, shapes, grid) for head in heads)
+
+
+def head_operations(config, head, names, shapes, grid):
+    """What a head takes for these of its outputs, from the encoder's tokens on."""
+    if head == MASKS:
+        return flops.masks(config.sam, shapes)
+    return flops.clip_head(config, head, grid, names)
 
 
 FAMILY = Family(

@@ -32,9 +32,10 @@ class ClipVision(nnx.Module):
             Linear(config.width, config.embed_dim, rngs, bias=False) if projected else None
         )
 
-    def preprocess(self, images, dtype=jnp.float32):  # uint8 [B, H, W, 3] -> [B, S, S, 3]
-        """Resized to the tower's own image size and normalised."""
-        images = resize_images(images, (self.config.image_size,) * 2)
+    def preprocess(self, images, dtype=jnp.float32, grid=None):  # uint8 -> [B, H, W, 3]
+        """Resized to the tower's own image size, or to a grid (h, w) of its patches; normalised."""
+        size = [self.config.patch * n for n in grid] if grid else [self.config.image_size] * 2
+        images = resize_images(images, size)
         return ((images - jnp.array(self.config.mean)) / jnp.array(self.config.std)).astype(dtype)
 
     def __call__(self, images):  # float [B, H, W, 3], normalised -> [B, embed_dim]

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx, traverse_util
 
+from samclip_jax.config import MASKS
 from samclip_jax.models.clip_head import ClipHead
 from samclip_jax.models.clip_text import ClipText
 from samclip_jax.models.clip_vision import ClipVision
@@ -79,9 +80,12 @@ class Clip(nnx.Module):
         """uint8 [B, H, W, 3] -> unit [B, D], resized to the tower's own size."""
         return unit(self.vision(self.vision.preprocess(images, dtype)))
 
-    def encode_dense(self, images, dtype=jnp.float32, values=False):
-        """uint8 [B, H, W, 3] -> unit [B, h, w, D], the patch tokens; see ClipVision.dense."""
-        return unit(self.vision.dense(self.vision.preprocess(images, dtype), values))
+    def encode_dense(self, images, dtype=jnp.float32, values=False, grid=None):
+        """uint8 [B, H, W, 3] -> unit [B, h, w, D], the patch tokens; see ClipVision.dense.
+
+        grid: (h, w), by default that of the tower's own image size.
+        """
+        return unit(self.vision.dense(self.vision.preprocess(images, dtype, grid), values))
 
     def encode_text(self, tokens, dtype=jnp.float32):
         """int [N, T] -> unit [N, D]."""
@@ -113,7 +117,7 @@ class SamClip(Sam):
         encoded = self.encode(batch["image"], batch.get("size"), dtype, remat)
         outputs = {}
         for head in dict.fromkeys(head for head, _ in wanted):
-            if head == "mask_decoder":
+            if head == MASKS:
                 masks = functools.partial(self.predict_masks, encoded.embedding)
                 outputs[head, "masks"] = masks
             else:

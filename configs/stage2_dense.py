@@ -1,0 +1,21 @@
+"""Stage 2 with a dense term, beyond the paper: the CLIP head's patches learn the CLIP's own.
+
+python -m samclip_jax.main --config=configs/stage2_dense.py --workdir=DIR/stage2_dense \
+    --distributed --config.init=DIR/stage1 --config.teachers.clip=DIR/clip_vit_l_14 \
+    --config.teachers.sam=DIR/sam_vit_b --config.streams.clip.sources.main.path=IMAGES \
+    --config.streams.sam.sources.main.path=SA1B
+
+L_CLIP acts on the pooled embedding alone. Here every patch, too, comes nearer to the teacher's
+last-block values (MaskCLIP, arXiv 2112.01071) at the size whose grid is the student's: 196 px for
+ViT-L/14 beside a student at 224 px, 392 beside 448. On the same pass of the student. It helps where
+the teacher's patches are good, and harms where they are poor. Steps as configs/stage2.py, on
+--config.fsdp=8 too. Not run on the real data.
+"""
+
+from configs import stage2
+
+
+def get_config():
+    config = stage2.get_config()
+    config.terms.clip_patches = {**config.terms.clip, "target": "patches", "weight": 1.0}
+    return config
