@@ -1,6 +1,7 @@
 """The recipe of the paper, for config files to build on: what its three stages share.
 
-Values without a source are our choice: the paper is silent there.
+Values without a source are our choice: the paper is silent there. Those of a head are in
+config.HeadConfig, of a stream's examples in data/pipeline.py, of its prompts in data/prompts.py.
 
 "CVNets" is apple/ml-cvnets examples/range_augment/clip/clip_vit_base.yaml, the recipe of the code
 base that the paper used.
@@ -63,16 +64,8 @@ def base():
         sources=dict(main=source("folder", weight=1)),  # how often an epoch has each image
         workers=8,
         micro_batches=1,
-        # appendix A: 2048. With as many pixels at every resolution (CVNets) 3,072 images at 224 px
-        # are 768 at 448, 1,920 on average: D_CLIP and D_SAM end nearly together, as 5.7 % of SA-1B
-        # was chosen for (4.1), and up to 256 chips have whole images. 3,328 would be 2,080 on
-        # average, and whole on 64 chips only.
-        batch_size=3072,
-        resolutions=(224, 448),  # 4.1
-        base_resolution=224,
-        batch_multiple=32,  # so that chips share every batch evenly, 1024 px too
-        crop_scale=(0.9, 1.0),  # CVNets
-        flip=0.5,
+        # so that chips share every batch evenly, 1024 px too
+        **dataclasses.asdict(pipeline.ClipStream(batch_multiple=32)),
     )
     config.optimizer = dict(
         learning_rate=8e-4,
@@ -130,19 +123,6 @@ def sam_term():
         sources=dict(main=source("sa1b", weight=1)),
         workers=4,
         micro_batches=1,
-        batch_size=32,  # appendix A
-        image_size=1024,
-        prompts=dict(
-            per_image=32,  # appendix A
-            box=0.5,  # Segment Anything, appendix A: box or point, evenly
-            point=0.25,
-            points=0.25,
-            max_points=3,
-            negatives=0.0,
-            jitter=0.1,  # Segment Anything, appendix A
-            max_jitter=20.0,
-            max_area=0.9,
-            interior=False,  # SA-1B gives one point a mask: none is decoded, `points` are one
-        ),
+        **dataclasses.asdict(pipeline.SamStream()),
     )
     return ConfigDict(term), ConfigDict(stream)

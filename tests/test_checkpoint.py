@@ -14,7 +14,13 @@ import pytest
 
 from samclip_jax import checkpoint
 from samclip_jax.errors import UserError
-from samclip_jax.models.config import ClipConfig, ImageEncoderConfig, SamClipConfig, SamConfig
+from samclip_jax.models.config import (
+    ClipConfig,
+    ClipHeadConfig,
+    ImageEncoderConfig,
+    SamClipConfig,
+    SamConfig,
+)
 
 CONFIG = SamConfig(ImageEncoderConfig(width=64, depth=8, heads=4))
 TRAINABLE = ("head/kernel", "head/bias")
@@ -106,9 +112,15 @@ def test_a_merged_model_without_a_logit_scale_gets_the_usual_one(tmp_path):
         assert_same(params, make_params())
 
 
-def test_a_parameter_of_an_older_name_gets_its_own(tmp_path):
+@pytest.mark.parametrize(
+    "old, new",
+    [
+        ("encoder/neck/conv2", "encoder/neck/conv2/kernel"),
+        ("clip_head/mlp/fc1/kernel", "heads/clip/mlp/fc1/kernel"),
+    ],
+)
+def test_a_parameter_of_an_older_name_gets_its_own(old, new, tmp_path):
     """Of a model, and of a step of a run that trained it."""
-    old, new = "encoder/neck/conv2", "encoder/neck/conv2/kernel"
     checkpoint.save_model(tmp_path, CONFIG, {old: np.float32([1]), "head/bias": np.float32([2])})
     assert checkpoint.load_model(tmp_path)[1] == {new: 1, "head/bias": 2}
     steps = checkpoint.TrainCheckpoints(tmp_path, every_steps=1, keep=1)
@@ -116,6 +128,16 @@ def test_a_parameter_of_an_older_name_gets_its_own(tmp_path):
     steps.close()
     assert checkpoint.load_model(tmp_path)[1] == {new: 3, "head/bias": 2}
     assert checkpoint.load_model(tmp_path, initial=True)[1] == {new: 1, "head/bias": 2}
+
+
+def test_a_merged_model_of_a_time_when_it_had_one_head_is_read(tmp_path):
+    config = SamClipConfig(heads={"clip": ClipHeadConfig(depth=2)})
+    checkpoint.save_model(tmp_path, config, {"clip_head/norm/bias": np.float32([1])})
+    described = json.loads((tmp_path / "model.json").read_text())
+    described["config"]["clip_head"] = described["config"].pop("heads")["clip"]
+    (tmp_path / "model.json").write_text(json.dumps(described))
+    assert checkpoint.load_config(tmp_path) == config
+    assert "heads/clip/norm/bias" in checkpoint.load_model(tmp_path)[1]
 
 
 def test_steps_are_saved_when_due_or_forced_and_only_the_newest_are_kept(tmp_path):
@@ -359,9 +381,9 @@ def test_a_checkpoint_of_another_kind_is_refused_before_anything_is_read(tmp_pat
     shutil.rmtree(tmp_path / "sam" / "params")
     message = "sam is a SAM checkpoint; a CLIP or a merged SAM-CLIP one is needed"
     with pytest.raises(UserError, match=message):
-        checkpoint.load_model(tmp_path / "sam", ("clip", "samclip"))
+        checkpoint.load_model(tmp_path / "sam", {"summary"})
     with pytest.raises(UserError, match="sam is incomplete"):
-        checkpoint.load_model(tmp_path / "sam", ("sam",))
+        checkpoint.load_model(tmp_path / "sam", {"masks"})
 
 
 @pytest.mark.parametrize("part", ["model.json", "params/state/_METADATA", "params/state/**/d/*"])

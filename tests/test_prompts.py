@@ -40,7 +40,13 @@ def kinds(labels):
 
 
 def draw(annotations, seed=0, **config):
-    return simulate(annotations, OLD, NEW, PromptConfig(**config), np.random.default_rng(seed))
+    return simulate(
+        annotations,
+        OLD,
+        NEW,
+        PromptConfig(**{"interior": True, **config}),
+        np.random.default_rng(seed),
+    )
 
 
 def test_labels_are_the_prompt_encoders():

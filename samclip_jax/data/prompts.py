@@ -28,10 +28,12 @@ class PromptConfig(Validated):
     points: NonNegativeFloat = 0.25  # 1 to max_points of them
     max_points: PositiveInt = 3
     negatives: Share = 0.0  # the chance that a point after the first lies on the background
-    jitter: NonNegativeFloat = 0.1  # standard deviation of a box's corners, in sides of the box
-    max_jitter: NonNegativeFloat = 20.0  # px of the resized image
+    # standard deviation of a box's corners, in sides of the box: Segment Anything, appendix A
+    jitter: NonNegativeFloat = 0.1
+    max_jitter: NonNegativeFloat = 20.0  # px of the resized image; the same
     max_area: Area = 0.9  # larger objects are dropped, in areas of the image
-    interior: bool = True  # points anywhere in the mask; False decodes no mask: SA-1B's own points
+    # points anywhere in the mask; False decodes no mask: SA-1B has one point for each, all there is
+    interior: bool = False
 
     def __post_init__(self):
         super().__post_init__()
