@@ -74,11 +74,11 @@ def compile_only(values, topology, report=None):
     for sizes in programs(batches):
         print(f"compiling for {topology}: {described(resolutions(sizes))} ...", flush=True)
         entries.append(compiled(config, streams, mesh, sizes, chip))
-    found = summary(topology, mesh, chip, entries, config.steps)
-    print(table(found), flush=True)
+    results = summary(topology, mesh, chip, entries, config.steps)
+    print(table(results), flush=True)
     if report:
-        write_json(report, found)
-    if not found["fits"]:
+        write_json(report, results)
+    if not results["fits"]:
         most = max(entries, key=lambda program: program["hbm_bytes_per_device"])
         raise UserError(
             f"{topology} does not hold this step ({described(most['resolutions'])}): "
@@ -86,13 +86,13 @@ def compile_only(values, topology, report=None):
             "streams.NAME.micro_batches (fewer activations at a time) or fsdp (less state a chip), "
             "or take more chips"
         )
-    return found
+    return results
 
 
 def programs(batches):
     """[{stream: (resolution, images)}], one for every combination of the streams' resolutions."""
-    every = [[(name, size) for size in each.items()] for name, each in batches.items()]
-    return [dict(sizes) for sizes in itertools.product(*every)]
+    kinds = [[(name, size) for size in sizes.items()] for name, sizes in batches.items()]
+    return [dict(sizes) for sizes in itertools.product(*kinds)]
 
 
 def topology_devices(name):
@@ -133,7 +133,7 @@ def compiled(config, streams, mesh, sizes, chip):
             raise UserError(
                 f"XLA cannot compile this for {mesh.devices.flat[0]}: {reason}"
             ) from error
-        number, unit = [found for found in needed.groups() if found]
+        number, unit = filter(None, needed.groups())
         entry["hbm_bytes_per_device"] = float(number) * 2 ** {"M": 20, "G": 30}[unit]
         return entry | {"fits": False, "compile_seconds": time.monotonic() - began}
     seconds, memory = time.monotonic() - began, program.memory_analysis()
@@ -247,7 +247,7 @@ def ideal_operations(terms, student, teachers, trained, batches):
 def summary(topology, mesh, chip, programs, steps):
     """The report: of a step on average over the programs, all equally frequent, and each of them;
     of memory the most."""
-    found = {
+    report = {
         "topology": topology,
         "devices": mesh.size,
         "mesh": dict(mesh.shape),
@@ -258,12 +258,12 @@ def summary(topology, mesh, chip, programs, steps):
     }
     if all("roofline_seconds" in program for program in programs):
         for key in (key for key, value in programs[0].items() if isinstance(value, float | int)):
-            if key not in found:
-                found[key] = sum(program[key] for program in programs) / len(programs)
-        hours = found["roofline_seconds"] * steps / 3600
-        found |= {"steps": steps, "hours": hours, "chip_hours": hours * mesh.size}
+            if key not in report:
+                report[key] = sum(program[key] for program in programs) / len(programs)
+        hours = report["roofline_seconds"] * steps / 3600
+        report |= {"steps": steps, "hours": hours, "chip_hours": hours * mesh.size}
     shared = {"topology": topology, "devices": mesh.size, "hbm_limit_bytes": chip.memory}
-    return found | {"programs": [shared | program for program in programs]}
+    return report | {"programs": [shared | program for program in programs]}
 
 
 def resolutions(sizes):  # {stream: (px, images)} -> {stream: px}
@@ -274,36 +274,39 @@ def described(sizes):
     return ", ".join(f"{name} {size}" for name, size in sizes.items())
 
 
-def table(found):
+def table(report):
     """The report as text."""
-    axes = " x ".join(f"{name} {size}" for name, size in found["mesh"].items())
+    axes = " x ".join(f"{name} {size}" for name, size in report["mesh"].items())
     lines = [
-        f"{found['topology']}: {found['devices']} chips as {axes}",
+        f"{report['topology']}: {report['devices']} chips as {axes}",
         "",
         "px                GB a chip  TFLOP  / ideal   GB HBM  GB links  ms compute  memory  links"
         "  / ideal  compiled s",
     ]
-    for each in found["programs"]:
-        row = f"{described(each['resolutions']):<18}{each['hbm_bytes_per_device'] / 1e9:>8.2f}"
-        if "seconds" in each:
+    for program in report["programs"]:
+        row = (
+            f"{described(program['resolutions']):<18}{program['hbm_bytes_per_device'] / 1e9:>8.2f}"
+        )
+        if "seconds" in program:
             row += (
-                f"{each['flops_per_device'] / 1e12:>7.2f}"
-                f"{each['flops_per_device'] / each['ideal_flops_per_device']:>9.2f}"
-                f"{each['hbm_bytes_accessed_per_device'] / 1e9:>9.1f}"
-                f"{each['collective_bytes_per_device'] / 1e9:>10.2f}"
+                f"{program['flops_per_device'] / 1e12:>7.2f}"
+                f"{program['flops_per_device'] / program['ideal_flops_per_device']:>9.2f}"
+                f"{program['hbm_bytes_accessed_per_device'] / 1e9:>9.1f}"
+                f"{program['collective_bytes_per_device'] / 1e9:>10.2f}"
             )
             row += "".join(
                 f"{1e3 * seconds:>{width}.1f}"
-                for seconds, width in zip(each["seconds"].values(), (12, 8, 7), strict=True)
+                for seconds, width in zip(program["seconds"].values(), (12, 8, 7), strict=True)
             )
-            row += f"{each['roofline_seconds'] / each['ideal_seconds']:>9.2f}"
-        lines.append(f"{row}{each['compile_seconds']:>12.0f}")
+            row += f"{program['roofline_seconds'] / program['ideal_seconds']:>9.2f}"
+        lines.append(f"{row}{program['compile_seconds']:>12.0f}")
     lines.append("")
-    fits = "fits" if found["fits"] else "does not fit"
-    lines.append(f"of {found['hbm_limit_bytes'] / 1e9:.0f} GB: {fits}")
-    if "hours" in found:
+    fits = "fits" if report["fits"] else "does not fit"
+    lines.append(f"of {report['hbm_limit_bytes'] / 1e9:.0f} GB: {fits}")
+    if "hours" in report:
         lines.append(
-            f"at the roofline, {1e3 * found['roofline_seconds']:.1f} ms a step: {found['steps']:,} "
-            f"steps in {found['hours']:,.1f} hours, {found['chip_hours']:,.0f} chip-hours"
+            f"at the roofline, {1e3 * report['roofline_seconds']:.1f} ms a step: "
+            f"{report['steps']:,} steps in {report['hours']:,.1f} hours, "
+            f"{report['chip_hours']:,.0f} chip-hours"
         )
     return "\n".join(lines)

@@ -1,7 +1,7 @@
 """Which device holds what: a mesh ("data", "fsdp", "image"), one rule for state, one for batches.
 
-State is cut over "fsdp" and copied over the other axes. A batch is cut over all three; one whose
-images do not divide over all devices is cut over "data" and "fsdp", and then those along "image"
+State is sharded over "fsdp" and replicated over the other axes. A batch is sharded over all three;
+one whose images do not divide over all devices over "data" and "fsdp", and then those along "image"
 share images: their rows of tokens, their windows, their prompts. XLA derives the rest.
 """
 
@@ -22,8 +22,8 @@ from jax.sharding import PartitionSpec as P
 from samclip_jax.errors import UserError
 
 AXES = ("data", "fsdp", "image")
-MINIMUM_SIZE = 2**16  # arrays below stay whole on every device: to cut them saves nothing
-OVERRIDES = [  # (regex of a name, the dimension to cut instead of the largest divisible one)
+MINIMUM_SIZE = 2**16  # smaller arrays are replicated: to shard them saves nothing
+OVERRIDES = [  # (regex of a name, the dimension to shard instead of the largest divisible one)
     (r"token_embed$", -1),  # tokens look up whole rows: no device owns words
 ]
 
@@ -32,7 +32,7 @@ def make_mesh(fsdp=1, batches=(), devices=None):
     """All devices of the job; `fsdp` of them share one copy of the state.
 
     batches: the numbers of images in the batches to come. Where one of them does not divide over
-    the devices, "image" is as large as it takes. Several slices of a TPU are cut along "data",
+    the devices, "image" is as large as it takes. Several slices of a TPU lie along "data",
     whose sums are the only ones that pass between slices. UserError where fsdp does not divide.
     """
     devices = jax.devices() if devices is None else devices
@@ -75,7 +75,7 @@ def shard(mesh, tree):
 
 
 def _spec(name, shape, parts):
-    """Cuts the largest dimension that `parts` divides, or none."""
+    """Shards the largest dimension that `parts` divides, or none."""
     if parts == 1 or np.prod(shape) < MINIMUM_SIZE:
         return P()
     forced = next((dim for regex, dim in OVERRIDES if re.search(regex, name)), None)
@@ -83,15 +83,15 @@ def _spec(name, shape, parts):
     fitting = [dim for dim in allowed if shape[dim] % parts == 0]
     if not fitting:
         return P()
-    cut = max(fitting, key=lambda dim: shape[dim])
-    return P(*(None,) * cut, "fsdp")
+    sharded = max(fitting, key=lambda dim: shape[dim])
+    return P(*(None,) * sharded, "fsdp")
 
 
 # ---------------------------------------------------------------------------------------- batches
 
 
-class Cut(NamedTuple):
-    """The axes that a batch is cut over: between its images, and within each of them."""
+class BatchAxes(NamedTuple):
+    """The axes that a batch is sharded over: between its images, and within each of them."""
 
     mesh: Mesh
     images: tuple
@@ -99,7 +99,7 @@ class Cut(NamedTuple):
 
     @classmethod
     def of(cls, mesh, images):
-        """How a batch of so many images is cut. UserError where it does not divide."""
+        """Those of a batch of so many images. UserError where it does not divide."""
         if images % mesh.size == 0:
             return cls(mesh, AXES, ())
         groups = mesh.shape["data"] * mesh.shape["fsdp"]
@@ -121,18 +121,18 @@ class Cut(NamedTuple):
     def ranges(self, images, addressable=False):
         """{device: the images it has}, a range each."""
         sharding = self.sharding(self.images)
-        found = sharding.devices_indices_map((images,))
-        keep = sharding.addressable_devices if addressable else found
-        return {device: range(images)[found[device][0]] for device in keep}
+        indices = sharding.devices_indices_map((images,))
+        keep = sharding.addressable_devices if addressable else indices
+        return {device: range(images)[indices[device][0]] for device in keep}
 
 
-def share(mesh, images):
+def process_part(mesh, images):
     """(index, count): this process makes the `index`-th of `count` equal parts of a batch.
 
     Processes whose devices share images make the same part. UserError where they share unevenly.
     """
     needs = {}
-    for device, part in Cut.of(mesh, images).ranges(images).items():
+    for device, part in BatchAxes.of(mesh, images).ranges(images).items():
         needs.setdefault(device.process_index, set()).update(part)
     parts = sorted({tuple(sorted(part)) for part in needs.values()})
     if sum(map(len, parts)) != images or len({len(part) for part in parts}) != 1:
@@ -144,19 +144,19 @@ def share(mesh, images):
 
 
 def batch_shardings(mesh, images, batch):
-    """A NamedSharding for every leaf [images, ...]: photographs are cut within as well."""
-    cut = Cut.of(mesh, images)
+    """A NamedSharding for every leaf [images, ...]: photographs are sharded within as well."""
+    axes = BatchAxes.of(mesh, images)
 
     def place(path, _):
         photographs = jax.tree_util.keystr(path, simple=True) == "image"
-        return cut.sharding(cut.images, cut.within if photographs else ())
+        return axes.sharding(axes.images, axes.within if photographs else ())
 
     return jax.tree_util.tree_map_with_path(place, batch)
 
 
 def shard_batch(mesh, images, batch):
-    """A batch of so many images as global arrays [images, ...]; numpy, each process its `share`."""
-    ranges = Cut.of(mesh, images).ranges(images, addressable=True).values()
+    """A batch of so many images as global arrays [images, ...]; a process gives its part."""
+    ranges = BatchAxes.of(mesh, images).ranges(images, addressable=True).values()
     mine = sorted({image for part in ranges for image in part})
 
     def place(there, local):
@@ -172,89 +172,89 @@ def shard_batch(mesh, images, batch):
 
 # ------------------------------------------------------------------------------------ activations
 
-_CUT = contextvars.ContextVar("cut", default=None)
+_BATCH = contextvars.ContextVar("batch", default=None)
 
 
 @contextlib.contextmanager
 def activations(mesh, images):
-    """What is traced inside belongs to a batch of so many images: the models cut it as the batch.
+    """What is traced inside belongs to a batch of so many images: the models shard it as the batch.
 
     Without this, and on one device, the functions below do nothing.
     """
-    token = _CUT.set(Cut.of(mesh, images) if mesh.size > 1 else None)
+    token = _BATCH.set(BatchAxes.of(mesh, images) if mesh.size > 1 else None)
     try:
         yield
     finally:
-        _CUT.reset(token)
+        _BATCH.reset(token)
 
 
-def cut_rows(x):
-    """x [B, h, ...] cut along the images and, where devices share one, along its rows."""
-    return _constrain(x, lambda cut: (cut.images, cut.within))
+def shard_rows(x):
+    """x [B, h, ...] sharded along the images and, where devices share one, along its rows."""
+    return _constrain(x, lambda batch: (batch.images, batch.within))
 
 
-def cut_parts(x):
+def shard_parts(x):
     """x [B * parts, ...], windows or prompts: the devices that share an image share its parts."""
-    return _constrain(x, lambda cut: (cut.images + cut.within,))
+    return _constrain(x, lambda batch: (batch.images + batch.within,))
 
 
-def fill_parts(x):
+def pad_parts(x):
     """x [B, parts, ...] with parts of zeros behind, as many as the devices can share evenly."""
-    cut = _CUT.get()
-    missing = -x.shape[1] % cut.shared if cut else 0
+    batch = _BATCH.get()
+    missing = -x.shape[1] % batch.shared if batch else 0
     return jnp.pad(x, ((0, 0), (0, missing), *((0, 0),) * (x.ndim - 2))) if missing else x
 
 
-def sharing():
+def devices_per_image():
     """How many devices share an image."""
-    cut = _CUT.get()
-    return cut.shared if cut else 1
+    batch = _BATCH.get()
+    return batch.shared if batch else 1
 
 
-def whole(x):
-    """A matrix for use: all of it on every device; its gradient is cut as the matrix rests.
+def gathered(x):
+    """A matrix for use: all of it on every device; its gradient is sharded as the matrix rests.
 
     Left to itself XLA moves activations instead, which are larger.
     """
-    cut = _CUT.get()
-    if cut is None or cut.mesh.shape["fsdp"] == 1:
+    batch = _BATCH.get()
+    if batch is None or batch.mesh.shape["fsdp"] == 1:
         return x
-    rests = _spec("kernel", x.shape, cut.mesh.shape["fsdp"])
+    rests = _spec("kernel", x.shape, batch.mesh.shape["fsdp"])
 
     @jax.custom_vjp
     def gather(x):
-        return jax.lax.with_sharding_constraint(x, cut.sharding())
+        return jax.lax.with_sharding_constraint(x, batch.sharding())
 
     def scatter(_, gradient):
-        return (jax.lax.with_sharding_constraint(gradient, cut.sharding(*rests)),)
+        return (jax.lax.with_sharding_constraint(gradient, batch.sharding(*rests)),)
 
     gather.defvjp(lambda x: (gather(x), None), scatter)
     return gather(x)
 
 
 def on_each_device(function, whole):
-    """function(axes, x, weights) -> y, by every device on what it has of x; y is cut as x is.
+    """function(axes, x, weights) -> y, by every device on what it has of x; y is sharded as x is.
 
     whole: x is [B * parts, ...], each whole on a device, and where they do not divide over the
     devices those that share an image do the same; axes is (). Otherwise x is [B, h, ...], and along
     `axes` of the mesh other devices have further rows of the same images. Every device has all
     weights.
     """
-    cut = _CUT.get()
-    if cut is None:
+    batch = _BATCH.get()
+    if batch is None:
         return functools.partial(function, ())
 
     def on_all(x, weights):
-        apart = cut.images + (cut.within if len(x) % cut.mesh.size == 0 else ())
-        spec = P(apart) if whole else P(cut.images, cut.within)
-        each = functools.partial(function, () if whole else cut.within)
+        apart = batch.images + (batch.within if len(x) % batch.mesh.size == 0 else ())
+        spec = P(apart) if whole else P(batch.images, batch.within)
+        each = functools.partial(function, () if whole else batch.within)
         return jax.shard_map(  # a kernel does not tell over which axes its results vary
-            each, mesh=cut.mesh, in_specs=(spec, P()), out_specs=spec, check_vma=False
+            each, mesh=batch.mesh, in_specs=(spec, P()), out_specs=spec, check_vma=False
         )(x, weights)
 
     return on_all
 
 
 def _constrain(x, spec):
-    cut = _CUT.get()
-    return x if cut is None else jax.lax.with_sharding_constraint(x, cut.sharding(*spec(cut)))
+    batch = _BATCH.get()
+    return x if batch is None else jax.lax.with_sharding_constraint(x, batch.sharding(*spec(batch)))

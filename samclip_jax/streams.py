@@ -46,7 +46,7 @@ def open_sources(streams):
 
 def start_streams(streams, seed, positions, mesh):
     """{name: endless iterator of this process's batches}, each from its position on."""
-    part = functools.partial(sharding.share, mesh)
+    part = functools.partial(sharding.process_part, mesh)
     return {
         name: pipeline.stream(
             stream.sources, stream.examples, seed, positions[name], part, stream.workers
@@ -86,7 +86,7 @@ def require_divisible(streams, patch, mesh):
             where = f"--config.streams.{name}: {resolution} px"
             if resolution % patch:
                 raise UserError(f"{where} is no multiple of a patch, {patch} px")
-            shared = sharding.Cut.of(mesh, images // streams[name].micro_batches).shared
+            shared = sharding.BatchAxes.of(mesh, images // streams[name].micro_batches).shared
             prompted = getattr(streams[name].examples, "prompts", None)
             prompts = prompted.per_image if prompted else shared
             if resolution // patch % shared or prompts % shared:

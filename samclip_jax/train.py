@@ -71,7 +71,7 @@ def mask_loss(student, teacher, batch, config):
     prompts = {name: batch[name] for name in ("points", "labels")}
     if not config.remat:
         return of_prompts(prompts)
-    groups = prompt_groups(batch["labels"].shape[1] // sharding.sharing())
+    groups = prompt_groups(batch["labels"].shape[1] // sharding.devices_per_image())
     return optim.mean_over_parts(jax.checkpoint(of_prompts), prompts, groups, axis=1)
 
 

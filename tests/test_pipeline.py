@@ -144,7 +144,7 @@ def test_resume_is_exact_on_any_number_of_hosts(config, hosts):
     whole = take(6, source, config)
     for start in (0, 1, 4):
         shares = [lambda images, i=i: (i, hosts) for i in range(hosts)]
-        parts = [take(6 - start, source, config, start=start, share=share) for share in shares]
+        parts = [take(6 - start, source, config, start=start, part=part) for part in shares]
         for number, (batch, *made) in enumerate(zip(whole[start:], *parts, strict=True), start):
             joined = {key: np.concatenate([part[key] for part in made]) for key in config.shapes(1)}
             joined["key"] = sum((part["key"] for part in made), [])

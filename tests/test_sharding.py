@@ -161,9 +161,9 @@ def test_hosts_that_share_images_unevenly_are_told(monkeypatch):
     """Three hosts of two devices, three devices an image: the second host needs all."""
     devices = [mock.Mock(process_index=i // 2) for i in range(6)]
     ranges = {device: range(2 * (i // 3), 2 * (i // 3) + 2) for i, device in enumerate(devices)}
-    monkeypatch.setattr(sharding.Cut, "ranges", lambda *_: ranges)
+    monkeypatch.setattr(sharding.BatchAxes, "ranges", lambda *_: ranges)
     with pytest.raises(UserError, match="a batch of 4 images does not divide over 3 hosts; use a"):
-        sharding.share(sharding.make_mesh(), 4)
+        sharding.process_part(sharding.make_mesh(), 4)
 
 
 SHARED_IMAGES = """

@@ -252,14 +252,17 @@ def test_a_clip_of_other_texts_is_refused(stages, teachers, tmp_path, words):
     assert not (tmp_path / "run").exists()
 
 
-def test_training_in_bfloat16(teachers, tmp_path):
+def test_training_in_bfloat16(stages, teachers, tmp_path):
     """The real stages' dtype: the student's float32 text tower is that of a teacher in bfloat16.
-    Gradients, too, and their sum over two micro-batches."""
-    config = experiment(teachers, "stage2", teachers["sam"], steps=2)
+    Gradients, too, and their sum over two micro-batches. Its losses are those in float32."""
+    config = experiment(teachers, "stage2", stages / "stage1")
     config.dtype = config.gradient_dtype = "bfloat16"
-    config.streams.clip.micro_batches = 2
+    config.streams.clip.micro_batches, config.log_every = 2, 1
     train.train(config, tmp_path / "run")
     assert changed(tmp_path / "run") == {"heads", "encoder", "mask_decoder"}
+    for half, single in zip(metrics(tmp_path / "run"), metrics(stages / "stage2"), strict=True):
+        assert half["clip/loss"] == pytest.approx(single["clip/loss"], rel=0.01)
+        assert half["sam/loss"] == pytest.approx(single["sam/loss"], abs=3e-4)
     assert {leaf.dtype for leaf in checkpoint.load_model(tmp_path / "run")[1].values()} == {
         jnp.dtype("float32")
     }

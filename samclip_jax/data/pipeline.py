@@ -136,16 +136,16 @@ class Schedule:
         return int(order[place]), sizes[place], turn * sum(sizes) + sum(sizes[:place])
 
 
-def whole(images):
-    """A `share` of one process alone."""
+def one_process(images):
+    """The part that a process makes that is alone."""
     return 0, 1
 
 
-def stream(sources, config, seed, start=0, share=whole, workers=0, keys=False):
+def stream(sources, config, seed, start=0, part=one_process, workers=0, keys=False):
     """An endless iterator of this process's part of the batches of `config`, from batch `start` on.
 
-    share: images of a batch -> (index, count), this process makes the index-th of count equal parts
-    (sharding.share). A part is a dict of numpy arrays, stacked examples of config.example;
+    part: images of a batch -> (index, count), this process makes the index-th of count equal parts
+    (sharding.process_part): a a dict of numpy arrays, stacked examples of config.example;
     "images", how many the whole batch has; and "rejected", int32 [len(REASONS)]: how many records
     this process replaced while making it, by reason; with `keys` also "key", a list of str.
     `workers` processes make batches ahead; 0 uses a thread of this one. `close()` ends them.
@@ -156,8 +156,8 @@ def stream(sources, config, seed, start=0, share=whole, workers=0, keys=False):
     if not sources:
         raise UserError("a stream needs at least one source.")
     schedule = Schedule(config, seed)
-    shares = {size: share(size) for size in schedule.sizes.values()}
-    local = LocalBatch(sources, config, seed, schedule, shares, keys)
+    parts = {size: part(size) for size in schedule.sizes.values()}
+    local = LocalBatch(sources, config, seed, schedule, parts, keys)
     batches = grain.MapDataset.range(int(start), sys.maxsize).map(local)
     if not workers:
         return iter(batches.to_iter_dataset(grain.ReadOptions(1, prefetch_buffer_size=1)))
@@ -198,31 +198,31 @@ class Mixture:
         number, index = self.shuffled[example]
         size, epoch = self.sizes[number], example // self.length
         extra = self.counts[number] % size
-        whole = self.counts[number] - extra
-        if index < whole:
+        full = self.counts[number] - extra
+        if index < full:
             return number, index % size
-        return number, self.rounds[number][(epoch * extra + index - whole) % size]
+        return number, self.rounds[number][(epoch * extra + index - full) % size]
 
 
 class LocalBatch:
     """Batch number -> this process's part of it."""
 
-    def __init__(self, sources, config, seed, schedule, shares, keys):
+    def __init__(self, sources, config, seed, schedule, parts, keys):
         self.sources, self.config, self.seed, self.schedule = sources, config, seed, schedule
-        self.shares, self.keys = shares, keys
+        self.parts, self.keys = parts, keys
         self.order = Mixture(sources, seed)
 
     def __call__(self, batch):
         resolution, images, first = self.schedule(batch)
-        index, count = self.shares[images]
+        index, count = self.parts[images]
         size = images // count
         first += index * size
         rejected = np.zeros(len(REASONS), np.int32)
-        made = [self.example(e, resolution, rejected) for e in range(first, first + size)]
-        keys, examples = zip(*made, strict=True)
-        arrays = {name: np.stack([each[name] for each in examples]) for name in examples[0]}
-        told = {"images": images, "rejected": rejected} | ({"key": list(keys)} if self.keys else {})
-        return arrays | told
+        pairs = [self.example(e, resolution, rejected) for e in range(first, first + size)]
+        keys, examples = zip(*pairs, strict=True)
+        batch = {name: np.stack([example[name] for example in examples]) for name in examples[0]}
+        batch |= {"images": images, "rejected": rejected}
+        return batch | ({"key": list(keys)} if self.keys else {})
 
     def example(self, e, resolution, rejected):
         """Key and arrays of example e. A record that cannot be used is counted, and replaced by

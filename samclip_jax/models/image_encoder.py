@@ -46,7 +46,7 @@ class ViTDetBlock(nnx.Module):
 
     def __call__(self, x):  # [B, h, w, width]
         x = x + self.attend(self.norm1(x))
-        return sharding.cut_rows(x + self.mlp(self.norm2(x)))
+        return sharding.shard_rows(x + self.mlp(self.norm2(x)))
 
     def attend(self, x):  # [B, h, w, width]
         shape = x.shape
@@ -64,8 +64,8 @@ def to_windows(x, window):  # [B, h, w, C] -> [B * windows, window, window, C]
     rows, columns = -(-h // window), -(-w // window)
     x = jnp.pad(x, ((0, 0), (0, rows * window - h), (0, columns * window - w), (0, 0)))
     x = x.reshape(b, rows, window, columns, window, c).swapaxes(2, 3)
-    x = sharding.fill_parts(x.reshape(b, rows * columns, window, window, c))
-    return sharding.cut_parts(x.reshape(-1, window, window, c))
+    x = sharding.pad_parts(x.reshape(b, rows * columns, window, window, c))
+    return sharding.shard_parts(x.reshape(-1, window, window, c))
 
 
 def from_windows(x, shape):  # [B * windows, window, window, C] -> shape = [B, h, w, C]
@@ -112,7 +112,7 @@ class ImageEncoder(nnx.Module):
 
     def __call__(self, images, remat=False):  # float [B, H, W, 3], normalised
         x = self.patch_embed(images)
-        x = sharding.cut_rows(x + resize_grid(self.pos_embed[...], x.shape[1:3]).astype(x.dtype))
+        x = sharding.shard_rows(x + resize_grid(self.pos_embed[...], x.shape[1:3]).astype(x.dtype))
 
         def group(blocks, x):
             x = scan(blocks["windowed"], x, remat)

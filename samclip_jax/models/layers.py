@@ -42,7 +42,7 @@ class Linear(nnx.Module):
         self.bias = zeros((outputs,)) if bias else None
 
     def __call__(self, x):  # [..., inputs] -> [..., outputs]
-        kernel = sharding.whole(self.kernel.astype(x.dtype))
+        kernel = sharding.gathered(self.kernel.astype(x.dtype))
         y = x @ kernel
         return y if self.bias is None else y + self.bias.astype(x.dtype)
 
@@ -99,7 +99,7 @@ class Conv(nnx.Module):
         self.kernel = normal(rngs, (3, 3, inputs, outputs), std=(9 * inputs) ** -0.5)
 
     def __call__(self, x):  # [B, h, w, inputs] -> [B, h, w, outputs]
-        kernel = sharding.whole(self.kernel.astype(x.dtype))
+        kernel = sharding.gathered(self.kernel.astype(x.dtype))
         layout = ("NHWC", "HWIO", "NHWC")
         return jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=layout)
 
@@ -113,7 +113,7 @@ class Upscale(nnx.Module):
         self.bias = zeros((outputs,))
 
     def __call__(self, x):  # [..., inputs] -> [..., 2, 2, outputs]
-        kernel = sharding.whole(self.kernel.astype(x.dtype))
+        kernel = sharding.gathered(self.kernel.astype(x.dtype))
         y = jnp.einsum("...i,iabo->...abo", x, kernel)
         return y + self.bias.astype(x.dtype)
 

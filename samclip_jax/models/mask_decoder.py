@@ -97,7 +97,7 @@ class MaskDecoder(nnx.Module):
         prompts = sparse.shape[1]
         dtype = embedding.dtype
         image = jnp.broadcast_to(embedding[:, None] + dense.astype(dtype), (b, prompts, h, w, c))
-        image = sharding.cut_parts(image.reshape(b * prompts, h * w, c))
+        image = sharding.shard_parts(image.reshape(b * prompts, h * w, c))
         image_pe = image_pe.astype(dtype).reshape(1, h * w, c)
 
         own = jnp.concatenate([self.iou_token[...], self.mask_tokens[...]])
