@@ -55,7 +55,7 @@ PROMPTS_TOGETHER = 4  # that a device decodes at a time
 
 
 def cosine_loss(student, teacher, batch, config):
-    """L_CLIP, eq. 1: between two outputs "summary"."""
+    """L_CLIP, eq. 1: the mean over images, or over patches too, of two outputs [..., D]."""
     return cosine_distance(student, teacher).mean(), {}
 
 
@@ -92,22 +92,34 @@ def student_config(config, start, teachers):
     """The SamClipConfig that `start`, of a SAM or a merged model, is trained as.
 
     teachers: {name: config}. It has the heads that `start` has, and those that the terms name
-    besides, each as wide as what it learns. A SAM's text tower will be the one of the CLIP that
-    teaches TEXT_HEAD.
+    besides, each as wide as what it learns; to a SAM comes the text tower of `text_teacher`.
+    UserError where a head learns from teachers of several widths.
     """
-    heads, text = dict(getattr(start, "heads", {})), getattr(start, "text", None)
-    for term in config.terms.values():
+    heads = dict(getattr(start, "heads", {}))
+    for term_name, term in config.terms.items():
+        if term.head == MASKS:
+            continue
         teacher = teachers[term.teacher]
-        if term.head == TEXT_HEAD and text is None:
-            text = getattr(teacher, "text", None)
-        if term.head != MASKS and term.head not in heads:
-            width = families.of(teacher).width(teacher)
-            heads[term.head] = ClipHeadConfig(**vars(config.heads[term.head]), embed_dim=width)
-    if text is None:
-        raise UserError(
-            f"--config.init: a plain SAM takes a term with head={TEXT_HEAD} whose teacher is a CLIP"
-        )
+        width = families.of(teacher).width(teacher)
+        new = ClipHeadConfig(**vars(config.heads[term.head]), embed_dim=width)
+        head = heads.setdefault(term.head, new)
+        if head.embed_dim != width:
+            raise UserError(
+                f"--config.terms.{term_name}: head {term.head!r} has {head.embed_dim} channels, "
+                f"teacher {term.teacher!r} gives {width}; name another of --config.heads"
+            )
+    text = getattr(start, "text", None) or teachers[text_teacher(config, teachers)].text
     return SamClipConfig(start.sam, heads, text)
+
+
+def text_teacher(config, teachers):
+    """The name of the teacher whose text tower a plain SAM gets: it teaches TEXT_HEAD."""
+    for term in config.terms.values():
+        if term.head == TEXT_HEAD and "text" in families.of(teachers[term.teacher]).outputs:
+            return term.teacher
+    raise UserError(
+        f"--config.init: a plain SAM takes a term with head={TEXT_HEAD} whose teacher is a CLIP"
+    )
 
 
 def start_student(config, mesh):
@@ -117,12 +129,13 @@ def start_student(config, mesh):
     place = functools.partial(sharding.shardings, mesh)
     with under("--config.init: "):
         start, params, tokenizer = checkpoint.load_model(config.init, {"masks"}, place)
-    names = {term.head: term.teacher for term in config.terms.values()}
-    paths = {name: config.teachers[name] for name in names.values()}
-    configs = {name: checkpoint.load_config(path) for name, path in paths.items()}
+    names = dict.fromkeys(term.teacher for term in config.terms.values())
+    configs = {name: checkpoint.load_config(config.teachers[name]) for name in names}
     student, clip_params = student_config(config, start, configs), None
+    if student == start:
+        return student, params, tokenizer
     if "text" not in families.of(start).outputs:
-        clip = paths[names[TEXT_HEAD]]
+        clip = config.teachers[text_teacher(config, configs)]
         _, clip_params, tokenizer = checkpoint.load_model(clip, {"text"}, place)
 
     def started(params, clip_params):
@@ -195,7 +208,7 @@ def make_step(config, student_graph, teacher_graphs, optimizer, mesh):
         total = optax.tree.zeros_like(params, dtype=config.gradient_dtype)
         for stream in batches:
             terms = {name: t for name, t in config.terms.items() if t.stream == stream}
-            used = {t.teacher for t in terms.values()}
+            used = dict.fromkeys(t.teacher for t in terms.values())  # in one order on all hosts
             merged = {name: models.merge(teacher_graphs[name], teachers[name]) for name in used}
             grads, values = gradient(stream, terms, params, frozen, merged, batches[stream])
             total = jax.tree.map(jnp.add, total, grads)

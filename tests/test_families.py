@@ -1,5 +1,6 @@
 """families/: every kind of model gives what it says, and a student learns it in one pass."""
 
+import dataclasses
 import types
 
 import jax
@@ -129,8 +130,8 @@ def run_config(**terms):
 
 def test_a_new_head_is_as_wide_as_its_teacher_and_begins_as_the_last_block():
     config = run_config(a=term(), b=term(teacher="wide", head="other"))
-    vision = type(CLIP.vision)(**{**vars(CLIP.vision), "embed_dim": 24})
-    teachers = {"clip": CLIP, "wide": type(CLIP)(vision, CLIP.text)}
+    vision = dataclasses.replace(CLIP.vision, embed_dim=24)
+    teachers = {"clip": CLIP, "wide": dataclasses.replace(CLIP, vision=vision)}
     student = train.student_config(config, SAM, teachers)
     assert {name: head.embed_dim for name, head in student.heads.items()} == {
         "clip": 8,
@@ -152,6 +153,16 @@ def test_a_merged_model_keeps_its_heads_and_gets_those_it_lacks():
     params = start_params(student, start)
     assert all((params[name] == start[name]).all() for name in start)
     assert params.keys() == models.split(families.abstract(student))[1].keys()
+
+
+def test_a_head_of_another_width_than_its_teachers_is_refused():
+    vision = dataclasses.replace(CLIP.vision, embed_dim=24)
+    wide = dataclasses.replace(CLIP, vision=vision)
+    with pytest.raises(
+        UserError, match="terms.b: head 'clip' has 8 channels, teacher 'wide' gives"
+    ):
+        config = run_config(a=term(), b=term(teacher="wide"))
+        train.student_config(config, SAM, {"clip": CLIP, "wide": wide})
 
 
 def test_a_plain_sam_without_a_clip_is_refused():
