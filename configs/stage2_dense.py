@@ -7,9 +7,9 @@ python -m samclip_jax.main --config=configs/stage2_dense.py --workdir=DIR/stage2
 
 L_CLIP acts on the pooled embedding alone. Here every patch, too, comes nearer to the teacher's
 last-block values (MaskCLIP, arXiv 2112.01071) at the size whose grid is the student's: 196 px for
-ViT-L/14 beside a student at 224 px, 392 beside 448. On the same pass of the student. It helps where
-the teacher's patches are good, and harms where they are poor. Steps as configs/stage2.py, on
---config.fsdp=8 too. Not run on the real data.
+ViT-L/14 beside a student at 224 px, 392 beside 448. On the same pass of the student; the
+teacher goes a second time over every image. As many steps as configs/stage2.py; on pods, too, set
+--config.fsdp=8. Whether it helps is not known: it was not run on the real data.
 """
 
 from configs import stage2

@@ -16,7 +16,7 @@ from jax.experimental import topologies
 
 from samclip_jax import checkpoint, families, flops, hlo, optim, sharding, train
 from samclip_jax.config import MASKS
-from samclip_jax.errors import UserError
+from samclip_jax.errors import UserError, under
 from samclip_jax.families import samclip
 from samclip_jax.metrics import write_json
 from samclip_jax.models.config import SamConfig
@@ -178,7 +178,7 @@ def abstract_step(config, streams, mesh, sizes):
 
     require_divisible(streams, student.sam.encoder.patch, mesh)
     graph, params = families.split_images(student)
-    trainable, frozen, factors = optim.partition(params, config.lr_factors)
+    trainable, frozen, factors = train.partition(config, params)
     optimizer = optim.adamw(config.optimizer, factors)
     state = train.start_state(config.terms, trainable, jax.eval_shape(optimizer.init, trainable))
     split = {name: families.split_images(teacher) for name, teacher in teachers.items()}
@@ -210,8 +210,10 @@ def model_configs(config):
     for name, asked in targets(config.terms).items():
         path = config.teachers[name]
         parent = families.that_give(asked)[0].config
-        configs[name] = checkpoint.load_config(path, asked) if path else parent()
-    start = checkpoint.load_config(config.init, {"masks"}) if config.init else SamConfig()
+        with under(f"--config.teachers.{name}: "):
+            configs[name] = checkpoint.load_config(path, asked) if path else parent()
+    with under("--config.init: "):
+        start = checkpoint.load_config(config.init, {"masks"}) if config.init else SamConfig()
     return train.student_config(config, start, configs), configs
 
 

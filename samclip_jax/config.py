@@ -140,6 +140,8 @@ class TrainConfig(Validated):
                 check(f"streams.{name}.{key}", stream[key], hint)
             for source, options in stream["sources"].items():
                 require_named(f"streams.{name}.sources.{source}", options)
+        if MASKS in self.heads:
+            raise UserError(f"heads: {MASKS} is SAM's own, choose another name")
         if not self.terms:
             raise UserError("terms is empty: nothing to train")
         for name, term in self.terms.items():
@@ -218,7 +220,7 @@ def run(main, example):
             rest = flags.FLAGS([re.sub("(?<=^--config=)~/.*", _expanded, text) for text in argv])
         except flags.Error as error:
             raise UserError(_one_line(error)) from error
-        except (OSError, SyntaxError, UnicodeError) as error:
+        except (ImportError, OSError, SyntaxError, UnicodeError) as error:
             raise UserError(_not_read(error, example)) from error
         except (AttributeError, KeyError) as error:
             raise UserError(f"--config has no such key: {_one_line(error)}") from error

@@ -15,7 +15,7 @@ class Stream(NamedTuple):
     """One stream, as a config has it."""
 
     examples: pipeline.ClipStream | pipeline.SamStream
-    sources: dict  # options of each, by its name in the config; opened: a list of sources
+    sources: dict | list  # options of each, by its name in the config; opened: a list of sources
     workers: int
     micro_batches: int
 

@@ -17,16 +17,25 @@ def targets(terms):
     return asked
 
 
-def load(config, mesh):
-    """{name: params} of the teachers in the terms, and {name: graph} without their text towers."""
-    params, graphs = {}, {}
-    place = functools.partial(sharding.shardings, mesh)
+def load_configs(config):
+    """{name: config} of the teachers in the terms; UserError where one cannot give its target."""
+    configs = {}
     for name, asked in targets(config.terms).items():
         if not config.teachers[name]:
             wanted = families.that_give(asked)[0].title
             raise UserError(f"set --config.teachers.{name} to the checkpoint of {wanted}")
         with under(f"--config.teachers.{name}: "):
-            model_config, loaded, _ = checkpoint.load_model(config.teachers[name], asked, place)
+            configs[name] = checkpoint.load_config(config.teachers[name], asked)
+    return configs
+
+
+def load(config, mesh):
+    """{name: params} of the teachers in the terms, and {name: graph} without their text towers."""
+    params, graphs = {}, {}
+    place = functools.partial(sharding.shardings, mesh)
+    for name, model_config in load_configs(config).items():
+        with under(f"--config.teachers.{name}: "):
+            _, loaded, _ = checkpoint.load_model(config.teachers[name], shardings=place)
         params[name] = at_rest(loaded, config.dtype)
         graphs[name], _ = families.split_images(model_config)
     return params, graphs

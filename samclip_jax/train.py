@@ -61,7 +61,6 @@ def cosine_loss(student, teacher, batch, config):
 
 def mask_loss(student, teacher, batch, config):
     """L_SAM, eq. 2: between two outputs "masks", for the same prompts."""
-
     padding = config.mask_loss.padding
     extent = None if padding else batch["size"] / jnp.array(batch["image"].shape[1:3])
 
@@ -92,14 +91,19 @@ def student_config(config, start, teachers):
     """The SamClipConfig that `start`, of a SAM or a merged model, is trained as.
 
     teachers: {name: config}. It has the heads that `start` has, and those that the terms name
-    besides, each as wide as what it learns; to a SAM comes the text tower of `text_teacher`.
-    UserError where a head learns from teachers of several widths.
+    besides, each as wide as what it learns; a SAM gets the text tower of `text_teacher`. UserError
+    where a head and its teacher differ in width, or a SAM and its teacher in patches or masks.
     """
     heads = dict(getattr(start, "heads", {}))
     for term_name, term in config.terms.items():
+        teacher = teachers[term.teacher]
+        if masks_of(getattr(teacher, "sam", start.sam)) != masks_of(start.sam):
+            raise UserError(
+                f"--config.teachers.{term.teacher}: its patches are not as large as the student's, "
+                "or its masks not as many; give a SAM of the student's kind"
+            )
         if term.head == MASKS:
             continue
-        teacher = teachers[term.teacher]
         width = families.of(teacher).width(teacher)
         new = ClipHeadConfig(**vars(config.heads[term.head]), embed_dim=width)
         head = heads.setdefault(term.head, new)
@@ -112,25 +116,29 @@ def student_config(config, start, teachers):
     return SamClipConfig(start.sam, heads, text)
 
 
+def masks_of(sam):
+    return sam.encoder.patch, sam.mask_decoder.multimask_outputs
+
+
 def text_teacher(config, teachers):
     """The name of the teacher whose text tower a plain SAM gets: it teaches TEXT_HEAD."""
     for term in config.terms.values():
         if term.head == TEXT_HEAD and "text" in families.of(teachers[term.teacher]).outputs:
             return term.teacher
     raise UserError(
-        f"--config.init: a plain SAM takes a term with head={TEXT_HEAD} whose teacher is a CLIP"
+        f"--config.init is a plain SAM, without texts: add a term with head={TEXT_HEAD!r} whose "
+        "teacher is a CLIP, or start from a merged model"
     )
 
 
 def start_student(config, mesh):
-    """(config, params, tokenizer) of config.init with its new heads; no device holds all of it."""
+    """(config, params, tokenizer) of config.init with its new heads, laid out over the mesh."""
     if not config.init:
         raise UserError("set --config.init to the checkpoint that training starts from")
     place = functools.partial(sharding.shardings, mesh)
     with under("--config.init: "):
         start, params, tokenizer = checkpoint.load_model(config.init, {"masks"}, place)
-    names = dict.fromkeys(term.teacher for term in config.terms.values())
-    configs = {name: checkpoint.load_config(config.teachers[name]) for name in names}
+    configs = teachers.load_configs(config)
     student, clip_params = student_config(config, start, configs), None
     if student == start:
         return student, params, tokenizer
@@ -145,13 +153,34 @@ def start_student(config, mesh):
     return student, jax.jit(started, out_shardings=there)(params, clip_params), tokenizer
 
 
+def require_heads(config, student, workdir):
+    """UserError unless the run in workdir, whose config is `student`, has what the terms teach."""
+    if student_config(config, student, teachers.load_configs(config)) != student:
+        raise UserError(
+            f"{workdir} was begun with the heads {', '.join(student.heads)}, the terms ask for "
+            f"others: begin anew from it, --config.init={workdir} and another --workdir"
+        )
+
+
+def partition(config, params):
+    """(trainable, frozen, factors), see optim.partition. A head that no term teaches is frozen:
+    weight decay would wear it away."""
+    trainable, frozen, factors = optim.partition(params, config.lr_factors)
+    taught = {f"heads/{term.head}/" for term in config.terms.values() if term.weight}
+    idle = {n for n in trainable if n.startswith("heads/") and not n.startswith(tuple(taught))}
+    frozen = {n: leaf for n, leaf in params.items() if n in frozen or n in idle}
+    trainable = {n: leaf for n, leaf in trainable.items() if n not in idle}
+    return trainable, frozen, {n: factors[n] for n in trainable}
+
+
 # ------------------------------------------------------------------------------------------ step
 
 
 def weighted_sum(terms, student, teachers, batch, config):
     """Sum of weight times loss over the terms of one stream, and {"TERM/loss or part": value}.
 
-    teachers: {name: model}. Each model goes once over the batch, for all terms.
+    teachers: {name: model}. The student goes once over the batch for all terms, a teacher too but
+    for a CLIP, which sees another size for its patches.
     """
     learned = [(term.head, term.target) for term in terms.values()]
     outputs = student.outputs(batch, learned, config.dtype, config.remat)
@@ -236,10 +265,11 @@ def make_step(config, student_graph, teacher_graphs, optimizer, mesh):
 def read_config(values):
     """A ConfigDict -> TrainConfig; UserError for what is wrong in it by itself."""
     config = build(TrainConfig, values.to_dict(), "--config")
-    for term in config.terms.values():
+    for name, term in config.terms.items():
         if term.teacher not in config.teachers:
             raise UserError(
-                f"teachers has no {term.teacher!r}: set --config.teachers.{term.teacher}"
+                f"--config.terms.{name}.teacher must be one of {', '.join(config.teachers)}, got "
+                f"{term.teacher!r}"
             )
     return dataclasses.replace(config, dtype=jnp.dtype(config.dtype))
 
@@ -268,9 +298,10 @@ def train(values, workdir):
         if is_new
         else checkpoint.load_model(workdir, {"masks", "text"}, place)
     )
+    require_heads(config, model_config, workdir)
     require_divisible(streams, model_config.sam.encoder.patch, mesh)
     teachers.require_fit(config, params, teacher_params)
-    trainable, frozen, factors = optim.partition(models.image_params(params), config.lr_factors)
+    trainable, frozen, factors = partition(config, models.image_params(params))
     if is_new:
         source = {"name": str(config.init), "sha256": None}
         checkpoint.save_model(workdir, model_config, params, tokenizer, source)

@@ -54,6 +54,7 @@ def test_missing_keys_are_defaults():
     [
         ({"kind": "sam", "encoder": {"windows": 7}}, ["sam.encoder", "'windows'", "'window'"]),
         ({"kind": "clip", "visual": {}}, ["'visual'", "vision, text"]),
+        ({"kind": "samclip", "heads": {"other": {}}}, ["one named clip", "other"]),
         ({"kind": "samclip", "heads": {"a": {"zzz": 1}}}, ["samclip.heads.a", "'zzz'"]),
         ({"kind": "dino"}, ["sam, clip, samclip", "'dino'"]),
         ({}, ["kind", "None"]),

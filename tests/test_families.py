@@ -165,6 +165,36 @@ def test_a_head_of_another_width_than_its_teachers_is_refused():
         train.student_config(config, SAM, {"clip": CLIP, "wide": wide})
 
 
+@pytest.mark.parametrize(
+    "part, change", [("encoder", {"patch": 24}), ("mask_decoder", {"multimask_outputs": 4})]
+)
+def test_a_sam_of_other_patches_or_masks_is_no_teacher(part, change):
+    other = dataclasses.replace(SAM, **{part: dataclasses.replace(getattr(SAM, part), **change)})
+    config = run_config(
+        a=term(), b=TermConfig("sam", "sam", "masks", "mask_decoder", "masks", 10.0)
+    )
+    with pytest.raises(UserError, match="--config.teachers.sam: its patches are not"):
+        train.student_config(config, SAM, {"clip": CLIP, "sam": other})
+
+
+@pytest.mark.parametrize("weight", [None, 0.0])
+def test_a_head_that_no_term_teaches_is_frozen(weight):
+    """Or one of no weight: its gradient is zero, and weight decay would wear it away."""
+    terms = {"a": term()} | ({"b": term(head="other", weight=weight)} if weight is not None else {})
+    config = types.SimpleNamespace(terms=terms, lr_factors=(("heads", 1.0), (".*", None)))
+    params = dict.fromkeys(["encoder/a", "heads/clip/a", "heads/other/a"], 0)
+    trainable, frozen, factors = train.partition(config, params)
+    assert trainable.keys() == factors.keys() == {"heads/clip/a"}
+    assert frozen.keys() == {"encoder/a", "heads/other/a"}
+
+
+def test_a_run_does_not_go_on_with_other_heads(monkeypatch):
+    monkeypatch.setattr(train.teachers, "load_configs", lambda _: {"clip": CLIP})
+    train.require_heads(run_config(a=term()), STUDENT, "RUN")
+    with pytest.raises(UserError, match="begun with the heads clip.*--config.init=RUN"):
+        train.require_heads(run_config(a=term(), b=term(head="other")), STUDENT, "RUN")
+
+
 def test_a_plain_sam_without_a_clip_is_refused():
-    with pytest.raises(UserError, match="head=clip whose teacher is a CLIP"):
+    with pytest.raises(UserError, match="plain SAM, without texts: add a term with head='clip'"):
         train.student_config(run_config(b=term(head="other")), SAM, {"clip": CLIP})

@@ -362,7 +362,7 @@ def test_mistakes_in_a_config_are_one_sentence(teachers, tmp_path, key, value, m
     [
         ("streams.clip.micro_batches", 0, "streams.clip.micro_batches must be a whole"),
         ("streams.clip.micro_batches", 3, "micro_batches=3 does not divide the 8 images .* 24 px"),
-        ("terms.clip.teacher", "cilp", "teachers has no 'cilp'"),
+        ("terms.clip.teacher", "cilp", "terms.clip.teacher must be one of clip, sam, got 'cilp'"),
         ("terms.clip.loss", "masks", "config.terms.clip.loss must be cosine for target summary"),
         ("terms.clip.stream", "sam", "terms.clip.stream must be of kind clip for target summary"),
         ("streams.clip.sources.main", {}, "streams.clip.sources.main lacks the key 'name'"),

@@ -11,8 +11,8 @@ class Family:
 
     targets: (model, batch, names, grid, dtype) -> {name: what a student learns from it}. batch:
     {"image": uint8 [B, H, W, 3], "size" where it is padded}. "summary": [B, D], one vector an
-    image; "patches": [B, *grid, D], one for every patch of the student; neither always of unit
-    length. "masks": a function of prompts, (points, labels) -> MaskOutput.
+    image; "patches": [B, *grid, D], one for every patch of the student, of which there are (h, w)
+    = grid; neither always of unit length. "masks": (points, labels) -> MaskOutput.
 
     operations: (config, names, shapes, grid) -> what these targets take for one image, see
     flops.py; shapes: {name: shape} of a batch.
@@ -27,4 +27,4 @@ class Family:
     operations: Callable
     width: Callable = lambda config: None  # of a summary and of a patch, D
     side: Callable = lambda config: None  # of the squares that it takes, px; None: any image
-    release: ModuleType | None = None  # of convert/: the layouts in which its weights are released
+    release: ModuleType | None = None  # of convert/, as sam.py there: how its weights are released

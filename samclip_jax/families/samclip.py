@@ -1,4 +1,4 @@
-"""SAM-CLIP, the two merged: the student, and a teacher too."""
+"""SAM-CLIP, the two merged: the student, and a teacher too, by its CLIP head and its masks."""
 
 from samclip_jax import flops
 from samclip_jax.config import MASKS

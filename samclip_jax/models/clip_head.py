@@ -1,4 +1,4 @@
-"""The CLIP head: what turns SAM's tokens into CLIP's image and patch embeddings."""
+"""A head on SAM's encoder: from its tokens to the embeddings of an image and of its patches."""
 
 from typing import NamedTuple
 
@@ -17,7 +17,7 @@ class ClipHeadOutput(NamedTuple):
 
 
 class ClipHead(nnx.Module):
-    """Transformer layers -> max-pool -> LayerNorm -> MLP with two hidden layers (appendix A).
+    """Transformer layers -> pooling -> LayerNorm -> MLP with two hidden layers (appendix A).
 
     It reads the encoder's tokens before the neck, whose width its layers share. `pooled` and
     `dense` do not commute: the MLP comes after the pooling. Neither is of unit length.

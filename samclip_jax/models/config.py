@@ -120,3 +120,8 @@ class SamClipConfig(Validated):
         default_factory=lambda: {"clip": ClipHeadConfig()}, hash=False
     )
     text: ClipTextConfig = field(default_factory=ClipTextConfig)
+
+    def __post_init__(self):
+        super().__post_init__()
+        if "clip" not in self.heads:
+            raise UserError(f"heads must have one named clip, got {', '.join(self.heads)}")

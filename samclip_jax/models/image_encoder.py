@@ -23,7 +23,7 @@ from samclip_jax.ops.resize import resize_grid
 
 
 class EncoderOutput(NamedTuple):
-    tokens: jax.Array  # [B, h, w, width], before the neck: what the CLIP head reads
+    tokens: jax.Array  # [B, h, w, width], before the neck: what the heads read
     embedding: jax.Array  # [B, h, w, out_channels], what the mask decoder reads
 
 

@@ -95,7 +95,7 @@ class Clip(nnx.Module):
 class SamClip(Sam):
     """SAM-CLIP (arXiv 2310.15308): one encoder, SAM's decoder, a CLIP head, CLIP's text tower.
 
-    `heads` has the CLIP head, TEXT_HEAD, and one for every other teacher that it learns from.
+    `heads` has the CLIP head, TEXT_HEAD, and those that learn from other teachers, by name.
     """
 
     def __init__(self, config, rngs):
@@ -147,7 +147,7 @@ def start_params(config, params, clip_params=None, seed=0):
 
     params: of a SAM, or of a merged model with some of the heads. A SAM gets the text tower and the
     logit_scale of clip_params. The layers of a new head are copies of the encoder's last block;
-    only its LayerNorm and MLP are random (SAM-CLIP appendix A).
+    its LayerNorm is new, its MLP random (SAM-CLIP appendix A).
     """
     started = dict(params)
     if "logit_scale" not in params:
