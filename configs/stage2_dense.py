@@ -13,10 +13,17 @@ teacher goes a second time over every image: 1.36 times the operations of stage 
 --config.fsdp=8. Whether it helps is not known: it was not run on the real data.
 """
 
-from configs import stage2
+from samclip_jax import recipe
 
 
 def get_config():
-    config = stage2.get_config()
-    config.terms.clip_patches = {**config.terms.clip, "target": "patches", "weight": 1.0}
+    config = recipe.base()
+    config.terms.clip = recipe.clip_term()
+    config.terms.clip_patches = recipe.clip_term()
+    config.terms.clip_patches.target = "patches"
+    config.terms.sam, config.streams.sam = recipe.sam_term()
+    config.lr_factors = (("heads", 1.0), ("encoder|mask_decoder", 0.1), (".*", None))  # as stage 2
+    config.optimizer.learning_rate = 4e-5
+    config.optimizer.schedule_steps = recipe.steps(config, epochs=20)
+    config.steps = recipe.steps(config, epochs=16)
     return config
