@@ -80,7 +80,7 @@ def experiment(small, clip_batch=16, sam_batch=4):
 @tpu
 @pytest.mark.parametrize("stage", [stage1, stage2, stage3])
 def test_every_program_of_a_stage_can_be_cut_over_256_chips(stage):
-    """Traced, not compiled. Of 96 photographs of 1024 px, eight chips share three."""
+    """Traced, not compiled. Of 128 photographs of 1024 px, two chips share each."""
     values = stage.get_config()
     values.fsdp = 8
     config = train.read_config(values)
