@@ -163,11 +163,13 @@ def test_an_epsilon_that_clip_does_not_have_is_refused(tmp_path):
 def test_what_is_assumed_of_a_sam_is_reported(tmp_path):
     export.write_safetensors(tmp_path / "model.safetensors", released(sam.SAM_MODEL, SAM))
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "sam"}))
-    (tmp_path / "preprocessor_config.json").write_text(json.dumps({"image_std": [0.2] * 3}))
+    processor = {"image_std": [0.2] * 3, "size": {"longest_edge": 32}}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(processor))
     config, _, _, source = import_weights(tmp_path)
     assert [line.split()[:2] for line in source["assumed"]] == [
         ["8", "heads"],
         ["mean", "(123.675,"],
+        ["size", "{'longest_edge':"],
     ]
     assert config.encoder.std == (51.0,) * 3
 
@@ -195,7 +197,8 @@ def test_what_is_assumed_is_said_and_can_be_overruled(tmp_path):
         ({"resize_mode": "squash"}, "resize_mode 'shortest'"),
         ({"resize_mode": "longest"}, "resize_mode 'shortest'"),
         ({"interpolation": "bilinear"}, "interpolation 'bicubic'"),
-        ({"resize_mode": "shortest", "interpolation": "bicubic"}, None),
+        ({"size": 48}, "size 32"),
+        ({"size": [32, 32], "resize_mode": "shortest", "interpolation": "bicubic"}, None),
     ],
 )
 def test_another_view_of_open_clip_is_reported(view, ours, tmp_path):
@@ -215,6 +218,9 @@ def test_another_view_of_open_clip_is_reported(view, ours, tmp_path):
         ({"do_center_crop": False}, ["do_center_crop True, though a file .* has False"]),
         ({"resample": 2}, ["resample 3, though a file .* has 2"]),
         ({"do_resize": False}, ["do_resize True, though a file .* has False"]),
+        ({"rescale_factor": 1 / 127.5}, ["rescale_factor 0.0039.*, though a file .* has 0.0078"]),
+        ({"size": {"height": 32, "width": 32}}, ["size {'shortest_edge': 32}, though a file .*"]),
+        ({"size": 32, "crop_size": {"height": 32, "width": 32}, "rescale_factor": 1 / 255}, []),
         ({"do_center_crop": True, "resample": 3, "do_normalize": True}, []),
     ],
 )

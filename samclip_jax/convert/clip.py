@@ -3,12 +3,14 @@
 import math
 
 from samclip_jax.convert.detect import (
+    RESCALED,
     STATISTICS_ASSUMED,
     completed,
     hugging_face,
     image_processor,
     other_views,
     section,
+    square,
     statistics,
 )
 from samclip_jax.convert.readers import read_json
@@ -38,9 +40,9 @@ OPEN_CLIP_FIELDS = {
 }
 OPEN_CLIP_DEFAULTS = (None, False, {}, "tok", "argmax", "learnable", "linear", "default")
 # How a photograph is brought to the model's size here, in the words of those files; a file that
-# says otherwise is reported.
+# says otherwise is reported. `size` is added where the model's own is known.
 OPEN_CLIP_VIEW = {"resize_mode": ["shortest"], "interpolation": ["bicubic", "random"]}
-CLIP_VIEW = {"do_resize": [True], "resample": [3], "do_center_crop": [True]}
+CLIP_VIEW = {"do_resize": [True], "resample": [3], "do_center_crop": [True], **RESCALED}
 ASSUMED = {  # how a value is reported that no file tells
     "vision_heads": "{} heads in the image tower",
     "text_heads": "{} heads in the text tower",
@@ -180,8 +182,9 @@ def config_of(shapes, folder, quick_gelu=None):
         "mean": OPENAI_MEAN,
         "std": OPENAI_STD,
     }
+    side = patch * math.isqrt(shapes["vision/pos_embed"][0] - 1)
     described = _clip_model if shapes.layout is CLIP_MODEL else _open_clip
-    values, defaults, others = described(folder, width)
+    values, defaults, others = described(folder, width, side)
     if quick_gelu is not None:
         activation = "quick_gelu" if quick_gelu else "gelu"
         values |= {"vision_activation": activation, "text_activation": activation}
@@ -194,14 +197,13 @@ def config_of(shapes, folder, quick_gelu=None):
                 f"{heads} heads do not divide a width of {total}: put the model's "
                 f"{shapes.layout.config_file} beside its weights."
             )
-    grid = math.isqrt(shapes["vision/pos_embed"][0] - 1)
     vision = ClipVisionConfig(
         width=width,
         depth=shapes.layers("vision/blocks/"),
         heads=values["vision_heads"],
         mlp_width=shapes["vision/blocks/0/mlp/fc1/kernel"][0],
         patch=patch,
-        image_size=patch * grid,
+        image_size=side,
         embed_dim=_projected(shapes, "vision", width),
         activation=values["vision_activation"],
         mean=values["mean"],
@@ -225,7 +227,7 @@ def _projected(shapes, tower, width):  # the projection is [width, D] or [D, wid
     return math.prod(shapes[name]) // width if name in shapes else None
 
 
-def _open_clip(folder, width):
+def _open_clip(folder, width, side):
     """(values that open_clip_config.json tells, OpenCLIP's defaults of those it leaves out, how
     another view of a photograph is reported)."""
     path = folder / "open_clip_config.json"
@@ -252,14 +254,15 @@ def _open_clip(folder, width):
     }
     defaults = {"vision_heads": width // 64, "text_heads": 8}
     defaults |= {"vision_activation": "gelu", "text_activation": "gelu"}
-    return values, defaults, other_views(view, OPEN_CLIP_VIEW)
+    return values, defaults, other_views(view, OPEN_CLIP_VIEW | {"size": [side, [side, side]]})
 
 
-def _clip_model(folder, width):
+def _clip_model(folder, width, side):
     """(values that Hugging Face's files tell, transformers' defaults of those they leave out, how
     another view of a photograph is reported)."""
     config, processor = hugging_face(folder, "clip"), image_processor(folder)
-    values, others = statistics(processor, "image_"), other_views(processor, CLIP_VIEW)
+    sizes = {"size": [{"shortest_edge": side}, side], "crop_size": [square(side), side]}
+    values, others = statistics(processor, "image_"), other_views(processor, CLIP_VIEW | sizes)
     if not config:
         return values, {}, others
     for tower in ("vision", "text"):

@@ -4,6 +4,7 @@ from samclip_jax.convert.readers import read_json
 from samclip_jax.errors import UserError
 
 STATISTICS_ASSUMED = {"mean": "mean {}", "std": "std {}"}  # as in ASSUMED of a family
+RESCALED = {"do_rescale": [True], "rescale_factor": [1 / 255]}  # a view of pixels, see other_views
 
 
 class Shapes(dict):
@@ -71,8 +72,15 @@ def image_processor(folder):
     return config | _json(folder / "preprocessor_config.json")
 
 
+def square(side):
+    return {"height": side, "width": side}
+
+
 def other_views(config, view):
-    """How values of the file are reported that ask for another view of a photograph."""
+    """How values of the file are reported that ask for another view of a photograph.
+
+    view: {name: [what is done here, and how else a file may write it]}.
+    """
     return [
         f"{name} {ours[0]!r}, though a file beside the weights has {config[name]!r}"
         for name, ours in view.items()

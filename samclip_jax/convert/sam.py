@@ -1,12 +1,14 @@
 """SAM: the layouts in which it is released, and its config from a file of one of them."""
 
 from samclip_jax.convert.detect import (
+    RESCALED,
     STATISTICS_ASSUMED,
     completed,
     hugging_face,
     image_processor,
     other_views,
     section,
+    square,
     statistics,
 )
 from samclip_jax.convert.rules import (
@@ -33,7 +35,7 @@ RELEASED = "SAM as segment_anything or Hugging Face's SamModel"
 SIZES = {(768, 12): "B", (1024, 24): "L", (1280, 32): "H"}
 # How a photograph is brought to the model's size here, in the words of preprocessor_config.json; a
 # file that says otherwise is reported.
-VIEW = {"do_resize": [True], "resample": [2]}
+VIEW = {"do_resize": [True], "resample": [2], "do_pad": [True], **RESCALED}
 ASSUMED = {  # how a value is reported that no file tells
     "decoder_heads": "{} heads in the mask decoder",
     **STATISTICS_ASSUMED,
@@ -184,14 +186,13 @@ def config_of(shapes, folder, quick_gelu=None):
     beside Hugging Face's SamModel config.json and preprocessor_config.json tell them.
     """
     values = {"decoder_heads": 8, "mean": IMAGENET_MEAN, "std": IMAGENET_STD}
-    described, assumed = {}, []
+    described, processor, assumed = {}, {}, []
     if shapes.layout is SAM_MODEL:
         described = hugging_face(folder, "sam")
         heads = section(described, "mask_decoder_config").get("num_attention_heads")
         processor = image_processor(folder)
         told = {"decoder_heads": heads, **statistics(processor, "image_")}
         values, assumed = completed(told, values, ASSUMED)
-        assumed += other_views(processor, VIEW)
     depth = shapes.layers("encoder/blocks/")
     width, _, _, patch = shapes["encoder/patch_embed/kernel"]
     tables = [shapes[f"encoder/blocks/{i}/rel_pos_h"] for i in range(depth)]
@@ -228,4 +229,6 @@ def config_of(shapes, folder, quick_gelu=None):
         iou_width=shapes["mask_decoder/iou_head/fc1/kernel"][0],
         mask_channels=shapes["prompt_encoder/mask_conv2/kernel"][0],
     )
-    return SamConfig(encoder, decoder), assumed
+    side = encoder.image_size
+    sizes = {"size": [{"longest_edge": side}], "pad_size": [square(side)]}
+    return SamConfig(encoder, decoder), assumed + other_views(processor, VIEW | sizes)
