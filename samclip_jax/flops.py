@@ -5,22 +5,29 @@ Matrix products alone, as `hlo.count` counts: the rest is too little to matter.
 
 
 def masks(config, shapes):
-    """MaskDecoder for the prompts of one image of a batch of such shapes; `config` is a SAM's."""
-    _, prompts, points = shapes["labels"]
-    return prompts * mask_decoder(config, shapes["image"][1:3], points)
+    """The encoder's neck, and MaskDecoder for the prompts, of one image of a batch of such shapes;
+    `config` is a SAM's."""
+    size, (_, prompts, points) = shapes["image"][1:3], shapes["labels"]
+    return neck(config.encoder, size) + prompts * mask_decoder(config, size, points)
 
 
 def encoder(config, size):
-    """ImageEncoder on one image of `size` px: the windows' padding has keys but no queries."""
+    """ImageEncoder without its neck, which masks alone need, on one image of `size` px: the
+    windows' padding has keys but no queries."""
     h, w = (side // config.patch for side in size)
     tokens, windowed = h * w, config.depth - config.groups
     return (
         _linear(tokens, 3 * config.patch**2, config.width)
         + windowed * _grid_block(config, tokens, config.window, config.window)
         + config.groups * _grid_block(config, tokens, h, w)
-        + _linear(tokens, config.width, config.out_channels)
-        + _linear(tokens, 9 * config.out_channels, config.out_channels)
     )
+
+
+def neck(config, size):
+    """ImageEncoder's two convolutions after its blocks."""
+    tokens = (size[0] // config.patch) * (size[1] // config.patch)
+    pointwise = _linear(tokens, config.width, config.out_channels)
+    return pointwise + _linear(tokens, 9 * config.out_channels, config.out_channels)
 
 
 def clip_head(config, name, grid, outputs):
