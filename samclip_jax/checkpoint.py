@@ -18,7 +18,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
-from samclip_jax import families
+from samclip_jax import families, sharding
 from samclip_jax.errors import UserError, os_errors
 from samclip_jax.models.samclip import LOGIT_SCALE
 from samclip_jax.paths import any_path, is_remote
@@ -55,14 +55,15 @@ def save_model(directory, config, params, tokenizer_json=None, source=None):
         raise
 
 
-def load_model(directory, outputs=(), shardings=None, initial=False):
+def load_model(directory, outputs=(), mesh=None, initial=False):
     """(config, {"a/b/c": jax array}, tokenizer.json's text or None) of a model checkpoint.
 
     A training run gives its newest step's parameters over the ones it started from, or (initial)
     the latter alone. A merged model of a time when its CLIP teacher's logit_scale was not kept gets
     ln(100). outputs: what the caller asks of the model, of Family.outputs.
-    shardings: {name: ShapeDtypeStruct} -> {name: Sharding}; by default everything lies on the first
-    local device. UserError where the directory is no checkpoint, is incomplete or of another kind.
+    mesh: the parameters are laid out over it, see sharding.shardings; by default they lie on the
+    first local device. UserError where the directory is no checkpoint, is incomplete or of another
+    kind.
     """
     directory = any_path(directory)
     config = load_config(directory, outputs)
@@ -81,7 +82,8 @@ def load_model(directory, outputs=(), shardings=None, initial=False):
         unscaled = "text" in families.of(config).outputs and "logit_scale" not in origin
         if unscaled:
             abstract["logit_scale"] = jax.ShapeDtypeStruct((), np.float32)
-        placed = shardings(abstract) if shardings else dict.fromkeys(abstract, _one_device())
+        one = dict.fromkeys(abstract, _one_device())
+        placed = sharding.shardings(mesh, abstract) if mesh else one
         params = {}
         for source in sources:
             names = {name: old for name, (old, _, path) in origin.items() if path == source}

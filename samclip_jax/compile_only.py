@@ -22,6 +22,7 @@ from samclip_jax.metrics import write_json
 from samclip_jax.models.config import SamConfig
 from samclip_jax.paths import output_file
 from samclip_jax.streams import batch_sizes, make_mesh, read_streams, require_divisible
+from samclip_jax.student import partition, student_config
 from samclip_jax.teachers import at_rest, targets
 
 
@@ -178,7 +179,7 @@ def abstract_step(config, streams, mesh, sizes):
 
     require_divisible(streams, student.sam.encoder.patch, mesh)
     graph, params = families.split_images(student)
-    trainable, frozen, factors = train.partition(config, params)
+    trainable, frozen, factors = partition(config, params)
     optimizer = optim.adamw(config.optimizer, factors)
     state = train.start_state(config.terms, trainable, jax.eval_shape(optimizer.init, trainable))
     split = {name: families.split_images(teacher) for name, teacher in teachers.items()}
@@ -214,7 +215,7 @@ def model_configs(config):
             configs[name] = checkpoint.load_config(path, asked) if path else parent()
     with under("--config.init: "):
         start = checkpoint.load_config(config.init, {"masks"}) if config.init else SamConfig()
-    return train.student_config(config, start, configs), configs
+    return student_config(config, start, configs), configs
 
 
 def ideal_operations(terms, student, teachers, trained, batches):

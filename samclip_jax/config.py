@@ -34,6 +34,7 @@ TARGETS = {  # loss, kind of stream
     "masks": ("masks", "sam"),
 }
 MASKS = "mask_decoder"  # the head of every SAM
+TEXT_HEAD = "clip"  # the head of every merged model, whose embeddings meet the texts
 STREAM = {  # other keys are its kind's
     "kind": str,
     "workers": NonNegativeInt,
@@ -112,7 +113,7 @@ class TrainConfig(Validated):
 
     init: str
     teachers: dict[str, str]
-    heads: dict[str, HeadConfig]  # by name; those that the start has stay as they are
+    heads: dict[str, HeadConfig]  # by name; those that the start has must be as here
     terms: dict[str, TermConfig]
     mask_loss: MaskLossConfig
     streams: dict[str, dict]

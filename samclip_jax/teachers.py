@@ -4,9 +4,10 @@ import functools
 
 import jax
 
-from samclip_jax import checkpoint, families, sharding
+from samclip_jax import checkpoint, families
+from samclip_jax.config import TEXT_HEAD
 from samclip_jax.errors import UserError, under
-from samclip_jax.models.samclip import TEXT_HEAD, same_texts
+from samclip_jax.models.samclip import same_texts
 
 
 def targets(terms):
@@ -29,13 +30,13 @@ def load_configs(config):
     return configs
 
 
-def load(config, mesh):
-    """{name: params} of the teachers in the terms, and {name: graph} without their text towers."""
+def load(config, configs, mesh):
+    """{name: params} of these teachers, over the mesh, and {name: graph} without their text
+    towers."""
     params, graphs = {}, {}
-    place = functools.partial(sharding.shardings, mesh)
-    for name, model_config in load_configs(config).items():
+    for name, model_config in configs.items():
         with under(f"--config.teachers.{name}: "):
-            _, loaded, _ = checkpoint.load_model(config.teachers[name], shardings=place)
+            _, loaded, _ = checkpoint.load_model(config.teachers[name], mesh=mesh)
         params[name] = at_rest(loaded, config.dtype)
         graphs[name], _ = families.split_images(model_config)
     return params, graphs

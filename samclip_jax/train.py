@@ -1,4 +1,4 @@
-"""SAM-CLIP's training, from top to bottom: model, data, loss, step, loop.
+"""SAM-CLIP's training, from top to bottom: losses, step, loop.
 
 A stage is a set of distillation terms. Stage 1 has L_CLIP with the encoder frozen, stage 2 has
 L_CLIP + 10 L_SAM with everything trained, stage 3 is stage 1 at higher resolution. The step goes
@@ -9,7 +9,6 @@ weighted sum of the stream's terms. The gradients are added, and there is one up
 import collections
 import contextlib
 import dataclasses
-import functools
 import sys
 
 import jax
@@ -30,14 +29,12 @@ from samclip_jax import (
     teachers,
 )
 from samclip_jax.compilation import Programs, keep_none_on_cpu_hosts
-from samclip_jax.config import MASKS, TrainConfig, build
+from samclip_jax.config import TrainConfig, build
 from samclip_jax.data.decode import REASONS
-from samclip_jax.errors import UserError, under
+from samclip_jax.errors import UserError
 from samclip_jax.inference.model import Model
 from samclip_jax.losses import cosine_distance, mask_distillation
 from samclip_jax.metrics import MetricWriter, Timer
-from samclip_jax.models.config import ClipHeadConfig, SamClipConfig
-from samclip_jax.models.samclip import TEXT_HEAD, start_params
 from samclip_jax.paths import any_path
 from samclip_jax.streams import (
     make_mesh,
@@ -47,6 +44,7 @@ from samclip_jax.streams import (
     require_divisible,
     start_streams,
 )
+from samclip_jax.student import partition, require_heads, start_student
 from samclip_jax.tokenizer import Tokenizer
 
 # --------------------------------------------------------------------------------------- losses
@@ -83,95 +81,6 @@ def prompt_groups(prompts):
 
 
 LOSSES = {"cosine": cosine_loss, "masks": mask_loss}
-
-# ----------------------------------------------------------------------------------------- model
-
-
-def student_config(config, start, teachers):
-    """The SamClipConfig that `start`, of a SAM or a merged model, is trained as.
-
-    teachers: {name: config}. It has the heads that `start` has, and those that the terms name
-    besides, each as wide as what it learns; a SAM gets the text tower of `text_teacher`. UserError
-    where a head and its teacher differ in width, or a SAM and its teacher in patches or masks.
-    """
-    heads = dict(getattr(start, "heads", {}))
-    for term_name, term in config.terms.items():
-        teacher = teachers[term.teacher]
-        if masks_of(getattr(teacher, "sam", start.sam)) != masks_of(start.sam):
-            raise UserError(
-                f"--config.teachers.{term.teacher}: its patches are not as large as the student's, "
-                "or its masks not as many; give a SAM of the student's kind"
-            )
-        if term.head == MASKS:
-            continue
-        width = families.of(teacher).width(teacher)
-        new = ClipHeadConfig(**vars(config.heads[term.head]), embed_dim=width)
-        head = heads.setdefault(term.head, new)
-        if head.embed_dim != width:
-            raise UserError(
-                f"--config.terms.{term_name}: head {term.head!r} has {head.embed_dim} channels, "
-                f"teacher {term.teacher!r} gives {width}; name another of --config.heads"
-            )
-    text = getattr(start, "text", None) or teachers[text_teacher(config, teachers)].text
-    return SamClipConfig(start.sam, heads, text)
-
-
-def masks_of(sam):
-    return sam.encoder.patch, sam.mask_decoder.multimask_outputs
-
-
-def text_teacher(config, teachers):
-    """The name of the teacher whose text tower a plain SAM gets: it teaches TEXT_HEAD."""
-    for term in config.terms.values():
-        if term.head == TEXT_HEAD and "text" in families.of(teachers[term.teacher]).outputs:
-            return term.teacher
-    raise UserError(
-        f"--config.init is a plain SAM, without texts: add a term with head={TEXT_HEAD!r} whose "
-        "teacher is a CLIP, or start from a merged model"
-    )
-
-
-def start_student(config, mesh):
-    """(config, params, tokenizer) of config.init with its new heads, laid out over the mesh."""
-    if not config.init:
-        raise UserError("set --config.init to the checkpoint that training starts from")
-    place = functools.partial(sharding.shardings, mesh)
-    with under("--config.init: "):
-        start, params, tokenizer = checkpoint.load_model(config.init, {"masks"}, place)
-    configs = teachers.load_configs(config)
-    student, clip_params = student_config(config, start, configs), None
-    if student == start:
-        return student, params, tokenizer
-    if "text" not in families.of(start).outputs:
-        clip = config.teachers[text_teacher(config, configs)]
-        _, clip_params, tokenizer = checkpoint.load_model(clip, {"text"}, place)
-
-    def started(params, clip_params):
-        return start_params(student, params, clip_params, config.seed)
-
-    there = sharding.shardings(mesh, jax.eval_shape(started, params, clip_params))
-    return student, jax.jit(started, out_shardings=there)(params, clip_params), tokenizer
-
-
-def require_heads(config, student, workdir):
-    """UserError unless the run in workdir, whose config is `student`, has what the terms teach."""
-    if student_config(config, student, teachers.load_configs(config)) != student:
-        raise UserError(
-            f"{workdir} was begun with the heads {', '.join(student.heads)}, the terms ask for "
-            f"others: begin anew from it, --config.init={workdir} and another --workdir"
-        )
-
-
-def partition(config, params):
-    """(trainable, frozen, factors), see optim.partition. A head that no term teaches is frozen:
-    weight decay would wear it away."""
-    trainable, frozen, factors = optim.partition(params, config.lr_factors)
-    taught = {f"heads/{term.head}/" for term in config.terms.values() if term.weight}
-    idle = {n for n in trainable if n.startswith("heads/") and not n.startswith(tuple(taught))}
-    frozen = {n: leaf for n, leaf in params.items() if n in frozen or n in idle}
-    trainable = {n: leaf for n, leaf in trainable.items() if n not in idle}
-    return trainable, frozen, {n: factors[n] for n in trainable}
-
 
 # ------------------------------------------------------------------------------------------ step
 
@@ -290,15 +199,15 @@ def train(values, workdir):
     evals.require_usable(config.evals)
     order = resume.data_order(config.seed, streams)
     resume.require_same(workdir, config.steps, order)
-    teacher_params, graphs = teachers.load(config, mesh)
-    place = functools.partial(sharding.shardings, mesh)
+    teacher_configs = teachers.load_configs(config)
+    teacher_params, graphs = teachers.load(config, teacher_configs, mesh)
     is_new = not (workdir / "model.json").exists()
     model_config, params, tokenizer = (
-        start_student(config, mesh)
+        start_student(config, teacher_configs, mesh)
         if is_new
-        else checkpoint.load_model(workdir, {"masks", "text"}, place)
+        else checkpoint.load_model(workdir, {"masks", "text"}, mesh)
     )
-    require_heads(config, model_config, workdir)
+    require_heads(config, teacher_configs, model_config, workdir)
     require_divisible(streams, model_config.sam.encoder.patch, mesh)
     teachers.require_fit(config, params, teacher_params)
     trainable, frozen, factors = partition(config, models.image_params(params))
@@ -383,8 +292,7 @@ def train(values, workdir):
 def evaluate(config, workdir, mesh, student, params):
     """{"NAME/metric": value} of config.evals, with the trained parameters. The rest, the text tower
     too, is read from the workdir and lies on the devices for as long."""
-    place = functools.partial(sharding.shardings, mesh)
-    _, start, _ = checkpoint.load_model(workdir, shardings=place, initial=True)
+    _, start, _ = checkpoint.load_model(workdir, mesh=mesh, initial=True)
     return evals.evaluate_all(student.with_params({**start, **params}), config.evals)
 
 

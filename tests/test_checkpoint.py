@@ -12,7 +12,7 @@ import numpy as np
 import optax
 import pytest
 
-from samclip_jax import checkpoint
+from samclip_jax import checkpoint, sharding
 from samclip_jax.errors import UserError
 from samclip_jax.models.config import (
     ClipConfig,
@@ -99,16 +99,14 @@ def test_a_run_loads_with_the_parameters_of_its_newest_step(run):
 
 
 def test_a_merged_model_without_a_logit_scale_gets_the_usual_one(tmp_path):
-    """Checkpoints of before it was kept, read with and without shardings."""
+    """Checkpoints of before it was kept, read onto a device and onto a mesh."""
     checkpoint.save_model(tmp_path / "merged", SamClipConfig(), make_params())
-    mesh = jax.make_mesh((1,), ("data",))
-    everywhere = jax.NamedSharding(mesh, jax.P())
-    for shardings in (None, lambda abstract: dict.fromkeys(abstract, everywhere)):
-        _, params, _ = checkpoint.load_model(tmp_path / "merged", shardings=shardings)
+    for mesh in (None, sharding.make_mesh()):
+        _, params, _ = checkpoint.load_model(tmp_path / "merged", mesh=mesh)
         scale = params.pop("logit_scale")
         assert (scale.shape, scale.dtype) == ((), jnp.float32)
         assert np.exp(scale) == pytest.approx(100)
-        assert shardings is None or scale.sharding == everywhere
+        assert mesh is None or scale.sharding == jax.NamedSharding(mesh, jax.P())
         assert_same(params, make_params())
 
 
@@ -192,14 +190,13 @@ def test_a_state_of_another_configuration_is_refused_with_every_difference(run):
 
 
 ON_EIGHT_DEVICES = """
-import functools, sys, jax
+import sys, jax
 from samclip_jax import checkpoint, sharding
 from tests.test_checkpoint import CONFIG, make_params, make_state
 
 old, new = sys.argv[1:]
 mesh = sharding.make_mesh(fsdp=8)
-layout = functools.partial(sharding.shardings, mesh)
-config, params, _ = checkpoint.load_model(old, shardings=layout)
+config, params, _ = checkpoint.load_model(old, mesh=mesh)
 assert params["encoder/kernel"].addressable_shards[0].data.shape == (3, 256, 64)
 checkpoint.save_model(new, config, params)
 
@@ -207,7 +204,7 @@ steps = checkpoint.TrainCheckpoints(old, 10, 2)
 state = make_state(make_params())
 abstract = jax.tree.map(
     lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s if x.ndim else None),
-    state, layout(state),
+    state, sharding.shardings(mesh, state),
 )
 state = steps.restore(abstract)
 steps.close()

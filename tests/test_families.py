@@ -1,6 +1,5 @@
 """families/: every kind of model gives what it says, and a student learns it in one pass."""
 
-import dataclasses
 import types
 
 import jax
@@ -12,9 +11,8 @@ from test_train import CLIP, SAM
 
 from samclip_jax import families, models, train
 from samclip_jax.config import MaskLossConfig, TermConfig
-from samclip_jax.errors import UserError
 from samclip_jax.models.config import ClipHeadConfig, SamClipConfig
-from samclip_jax.models.samclip import Sam, start_params
+from samclip_jax.models.samclip import Sam
 
 STUDENT = SamClipConfig(SAM, {"clip": ClipHeadConfig(1, 16, embed_dim=8)}, CLIP.text)
 CONFIGS = {"sam": SAM, "clip": CLIP, "samclip": STUDENT}
@@ -121,80 +119,3 @@ def test_terms_on_one_stream_are_one_pass_of_the_student(monkeypatch):
     assert len({round(loss, 4) for loss in losses.values()}) == 3
     expected = losses["clip"] + 0.5 * losses["dense"] + 2 * losses["other"]
     assert float(total) == pytest.approx(expected, rel=1e-6)
-
-
-def run_config(**terms):
-    head = types.SimpleNamespace(depth=2, mlp_hidden=16, pooling="max")
-    return types.SimpleNamespace(terms=terms, heads={"clip": head, "other": head})
-
-
-def test_a_new_head_is_as_wide_as_its_teacher_and_begins_as_the_last_block():
-    config = run_config(a=term(), b=term(teacher="wide", head="other"))
-    vision = dataclasses.replace(CLIP.vision, embed_dim=24)
-    teachers = {"clip": CLIP, "wide": dataclasses.replace(CLIP, vision=vision)}
-    student = train.student_config(config, SAM, teachers)
-    assert {name: head.embed_dim for name, head in student.heads.items()} == {
-        "clip": 8,
-        "other": 24,
-    }
-    sam, clip = (models.split(families.init(each))[1] for each in (SAM, CLIP))
-    params = start_params(student, sam, clip)
-    last = sam["encoder/global_blocks/qkv/kernel"][-1]
-    for name in student.heads:
-        assert (params[f"heads/{name}/blocks/qkv/kernel"] == last).all()
-    assert params.keys() == models.split(families.abstract(student))[1].keys()
-
-
-def test_a_merged_model_keeps_its_heads_and_gets_those_it_lacks():
-    config = run_config(a=term(), b=term(head="other"))
-    student = train.student_config(config, STUDENT, {"clip": CLIP})
-    assert student.heads["clip"] == STUDENT.heads["clip"] and student.heads["other"].depth == 2
-    start = models.split(families.init(STUDENT, seed=3))[1]
-    params = start_params(student, start)
-    assert all((params[name] == start[name]).all() for name in start)
-    assert params.keys() == models.split(families.abstract(student))[1].keys()
-
-
-def test_a_head_of_another_width_than_its_teachers_is_refused():
-    vision = dataclasses.replace(CLIP.vision, embed_dim=24)
-    wide = dataclasses.replace(CLIP, vision=vision)
-    with pytest.raises(
-        UserError, match="terms.b: head 'clip' has 8 channels, teacher 'wide' gives"
-    ):
-        config = run_config(a=term(), b=term(teacher="wide"))
-        train.student_config(config, SAM, {"clip": CLIP, "wide": wide})
-
-
-@pytest.mark.parametrize(
-    "part, change", [("encoder", {"patch": 24}), ("mask_decoder", {"multimask_outputs": 4})]
-)
-def test_a_sam_of_other_patches_or_masks_is_no_teacher(part, change):
-    other = dataclasses.replace(SAM, **{part: dataclasses.replace(getattr(SAM, part), **change)})
-    config = run_config(
-        a=term(), b=TermConfig("sam", "sam", "masks", "mask_decoder", "masks", 10.0)
-    )
-    with pytest.raises(UserError, match="--config.teachers.sam: its patches are not"):
-        train.student_config(config, SAM, {"clip": CLIP, "sam": other})
-
-
-@pytest.mark.parametrize("weight", [None, 0.0])
-def test_a_head_that_no_term_teaches_is_frozen(weight):
-    """Or one of no weight: its gradient is zero, and weight decay would wear it away."""
-    terms = {"a": term()} | ({"b": term(head="other", weight=weight)} if weight is not None else {})
-    config = types.SimpleNamespace(terms=terms, lr_factors=(("heads", 1.0), (".*", None)))
-    params = dict.fromkeys(["encoder/a", "heads/clip/a", "heads/other/a"], 0)
-    trainable, frozen, factors = train.partition(config, params)
-    assert trainable.keys() == factors.keys() == {"heads/clip/a"}
-    assert frozen.keys() == {"encoder/a", "heads/other/a"}
-
-
-def test_a_run_does_not_go_on_with_other_heads(monkeypatch):
-    monkeypatch.setattr(train.teachers, "load_configs", lambda _: {"clip": CLIP})
-    train.require_heads(run_config(a=term()), STUDENT, "RUN")
-    with pytest.raises(UserError, match="begun with the heads clip.*--config.init=RUN"):
-        train.require_heads(run_config(a=term(), b=term(head="other")), STUDENT, "RUN")
-
-
-def test_a_plain_sam_without_a_clip_is_refused():
-    with pytest.raises(UserError, match="plain SAM, without texts: add a term with head='clip'"):
-        train.student_config(run_config(b=term(head="other")), SAM, {"clip": CLIP})

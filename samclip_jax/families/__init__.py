@@ -10,7 +10,7 @@ import functools
 from flax import nnx
 
 from samclip_jax import models
-from samclip_jax.config import build
+from samclip_jax.config import TEXT_HEAD, build
 from samclip_jax.errors import UserError
 from samclip_jax.families import clip, sam, samclip
 
@@ -65,5 +65,5 @@ def from_dict(values: dict):
     if kind not in FAMILIES:
         raise UserError(f"model config: kind must be one of {', '.join(FAMILIES)}, got {kind!r}")
     if "clip_head" in values:  # of a time when a merged model had no other head
-        values["heads"] = {samclip.TEXT_HEAD: values.pop("clip_head")}
+        values["heads"] = {TEXT_HEAD: values.pop("clip_head")}
     return build(FAMILIES[kind].config, values, f"model config: {kind}")

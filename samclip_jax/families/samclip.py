@@ -1,10 +1,10 @@
 """SAM-CLIP, the two merged: the student, and a teacher too, by its CLIP head and its masks."""
 
 from samclip_jax import flops
-from samclip_jax.config import MASKS
+from samclip_jax.config import MASKS, TEXT_HEAD
 from samclip_jax.families.family import Family
 from samclip_jax.models.config import SamClipConfig
-from samclip_jax.models.samclip import TEXT_HEAD, SamClip
+from samclip_jax.models.samclip import SamClip
 
 
 def targets(model, batch, names, grid, dtype):

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from samclip_jax.config import HeadConfig
+from samclip_jax.config import TEXT_HEAD, HeadConfig
 from samclip_jax.errors import UserError
 from samclip_jax.validation import PositiveFloat, PositiveInt, Validated
 
@@ -113,15 +113,15 @@ class ClipHeadConfig(HeadConfig):
 
 @dataclass(frozen=True)
 class SamClipConfig(Validated):
-    """A SAM with heads on its encoder; the one named "clip" meets the texts."""
+    """A SAM with heads on its encoder, TEXT_HEAD among them."""
 
     sam: SamConfig = field(default_factory=SamConfig)
     heads: dict[str, ClipHeadConfig] = field(
-        default_factory=lambda: {"clip": ClipHeadConfig()}, hash=False
+        default_factory=lambda: {TEXT_HEAD: ClipHeadConfig()}, hash=False
     )
     text: ClipTextConfig = field(default_factory=ClipTextConfig)
 
     def __post_init__(self):
         super().__post_init__()
-        if "clip" not in self.heads:
-            raise UserError(f"heads must have one named clip, got {', '.join(self.heads)}")
+        if TEXT_HEAD not in self.heads:
+            raise UserError(f"heads must have one named {TEXT_HEAD}, got {', '.join(self.heads)}")

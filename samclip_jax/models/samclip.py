@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx, traverse_util
 
-from samclip_jax.config import MASKS
+from samclip_jax.config import MASKS, TEXT_HEAD
 from samclip_jax.models.clip_head import ClipHead
 from samclip_jax.models.clip_text import ClipText
 from samclip_jax.models.clip_vision import ClipVision
@@ -15,7 +15,6 @@ from samclip_jax.models.image_encoder import ImageEncoder
 from samclip_jax.models.mask_decoder import MaskDecoder
 from samclip_jax.models.prompt_encoder import ABSENT, PromptEncoder
 
-TEXT_HEAD = "clip"  # the head whose embeddings meet the texts
 LOGIT_SCALE = math.log(100)  # where CLIP clips its own (arXiv 2103.00020, section 2.5)
 
 
