@@ -84,8 +84,8 @@ def compile_only(values, topology, report=None):
         raise UserError(
             f"{topology} does not hold this step ({described(most['resolutions'])}): "
             f"{most['hbm_bytes_per_device'] / 1e9:.1f} GB a chip of {chip.memory / 1e9:.0f}. Raise "
-            "streams.NAME.micro_batches (fewer activations at a time) or fsdp (less state a chip), "
-            "or take more chips"
+            "--config.streams.NAME.micro_batches (fewer activations at a time) or --config.fsdp "
+            "(less state a chip), or take more chips"
         )
     return results
 

@@ -132,7 +132,9 @@ def test_what_does_not_fit_says_what_to_change(small, tmp_path, monkeypatch):
     monkeypatch.setitem(co.CHIPS, "TPU v5 lite", co.CHIPS["TPU v5 lite"]._replace(memory=1e6))
     config = experiment(small)
     config.streams.clip.resolutions = (224,)
-    with pytest.raises(UserError, match=r"does not hold this step .*micro_batches .*fsdp"):
+    with pytest.raises(
+        UserError, match=r"not hold this step .*--config.*micro_batches .*--config.fsdp"
+    ):
         co.compile_only(config, "v5e:2x4", tmp_path / "report.json")
     report = json.loads((tmp_path / "report.json").read_text())
     assert not report["fits"] and report["mesh"]["image"] == 2

@@ -31,10 +31,24 @@ def test_mistakes_are_one_sentence(arguments, sentence, last_words, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_message_keeps_its_quotes(last_words, tmp_path):
-    (tmp_path / "mine.py").write_text("get_config = lambda: open('/no/such file')")
+@pytest.mark.parametrize(
+    "text, sentence",
+    [
+        ("import recipes", "No module named 'recipes'"),
+        ("from samclip_jax.recipe import bass", "cannot import name 'bass' from"),
+        ("def get_config(:", "invalid syntax"),
+        ("get_config = dict", "get_config() must return a ConfigDict"),
+        (
+            "get_config = lambda: open('/no/such file')",
+            "[Errno 2] No such file or directory: '/no/such file'",
+        ),
+    ],
+)
+def test_a_config_that_cannot_be_read_is_one_sentence(text, sentence, last_words, tmp_path):
+    """With the quotes that its reason has."""
+    (tmp_path / "mine.py").write_text(text)
     said = last_words("samclip_jax.main", f"--config={tmp_path}/mine.py")
-    assert said == "main: --config: [Errno 2] No such file or directory: '/no/such file'"
+    assert said.startswith(f"main: --config: {sentence}") and len(said.splitlines()) == 1
 
 
 @pytest.mark.parametrize(

@@ -156,6 +156,27 @@ def test_a_run_that_was_stopped_ends_with_the_same_weights(stages, teachers, tmp
         np.testing.assert_array_equal(found[name], leaf, err_msg=name)
 
 
+def test_two_heads_and_a_dense_term_train_together(stages, teachers, tmp_path):
+    """From a merged model that has one of the heads. The run does not go on with a third."""
+    config = experiment(teachers, "stage1", stages / "stage2")
+    with config.unlocked():
+        config.heads.other = config.heads.third = config.heads.clip
+        config.terms.dense = {**config.terms.clip, "target": "patches"}
+        config.terms.other = {**config.terms.clip, "head": "other"}
+    run = tmp_path / "run"
+    train.train(config, run)
+    _, before, _ = checkpoint.load_model(run, initial=True)
+    _, after, _ = checkpoint.load_model(run)
+    trained = [name for name in after if (after[name] != before[name]).any()]
+    assert {name.rsplit("/", 3)[0] for name in trained if name.endswith("kernel")} == {
+        *(f"heads/{head}{part}" for head in ("clip", "other") for part in ("", "/blocks"))
+    }
+    assert {f"{term}/loss" for term in config.terms} <= metrics(run)[0].keys()
+    config.terms.other.head = "third"
+    with pytest.raises(UserError, match="was begun with the heads clip, other, the terms ask for"):
+        train.train(config, run)
+
+
 ONE_OF_TWO = """
 import json, sys
 import jax
