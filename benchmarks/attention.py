@@ -99,8 +99,8 @@ def main():
     parser = argparse.ArgumentParser(prog="attention", description=__doc__.split("\n")[0])
     parser.add_argument("--topology", default="v5e:2x2")
     parser.add_argument("--report", type=output_file)
-    given = parser.parse_args()
-    device = topology_devices(given.topology)[0]
+    options = parser.parse_args()
+    device = topology_devices(options.topology)[0]
     forms = {"original": with_bias, "samclip_jax": fused}
     cases = {
         f"{name}, {form}": layer(attention, *sizes)
@@ -114,15 +114,16 @@ def main():
     print("|---|---|---|---|---|---|")
     for name, case in cases.items():
         for suffix, (function, arguments) in {"": case, ", gradient": with_gradient(*case)}.items():
-            found = report[name + suffix] = measure(function, arguments, device)
+            counts = report[name + suffix] = measure(function, arguments, device)
             print(
-                f"| {name}{suffix} | {found['bytes_accessed'] / 1e9:.2f} | "
-                f"{found['hbm_bytes_accessed'] / 1e9:.2f} | {found['temporary_bytes'] / 1e9:.2f} | "
-                f"{found['flops'] / 1e12:.2f} | {found['compile_seconds']:.0f} |",
+                f"| {name}{suffix} | {counts['bytes_accessed'] / 1e9:.2f} | "
+                f"{counts['hbm_bytes_accessed'] / 1e9:.2f} | "
+                f"{counts['temporary_bytes'] / 1e9:.2f} | "
+                f"{counts['flops'] / 1e12:.2f} | {counts['compile_seconds']:.0f} |",
                 flush=True,
             )
-    if given.report:
-        write_json(given.report, report)
+    if options.report:
+        write_json(options.report, report)
 
 
 if __name__ == "__main__":

@@ -154,17 +154,17 @@ def main():
     parser.add_argument("--images", type=int, default=2000, help="a run at 224 px")
     parser.add_argument("--memory", type=int, default=0)
     parser.add_argument("--report", type=output_file)
-    given = parser.parse_args()
+    options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        sets, tar = write_sets(given.coco, Path(folder))
-        if given.memory:
-            memory(sets[224], given.memory, given.report)
+        sets, tar = write_sets(options.coco, Path(folder))
+        if options.memory:
+            memory(sets[224], options.memory, options.report)
             return
-        found = {}
-        for turn in range(given.rounds):
+        rates = {}
+        for turn in range(options.rounds):
             for resolution, workers in itertools.product(BATCH, (1, 2)):
-                images = given.images * BATCH[resolution] // BATCH[224]
-                row = found.setdefault(f"{resolution} px, workers: {workers}", {})
+                images = options.images * BATCH[resolution] // BATCH[224]
+                row = rates.setdefault(f"{resolution} px, workers: {workers}", {})
                 for name, made in {
                     "samclip_jax": (ours, sets[resolution]),
                     "webdataset": (peer, tar),
@@ -172,13 +172,13 @@ def main():
                     open_stream, path = made
                     batches = open_stream(path, resolution, workers)
                     row.setdefault(name, []).append(rate(batches, resolution, images))
-            print(f"round {turn + 1}/{given.rounds}", flush=True)
+            print(f"round {turn + 1}/{options.rounds}", flush=True)
     print("\n| | samclip_jax | webdataset | ratio |\n|---|---|---|---|")
-    for name, row in found.items():
+    for name, row in rates.items():
         medians = [statistics.median(row[key]) for key in ("samclip_jax", "webdataset")]
         print(f"| {name} | {medians[0]:.0f} | {medians[1]:.0f} | {medians[0] / medians[1]:.2f} |")
-    if given.report:
-        write_json(given.report, found)
+    if options.report:
+        write_json(options.report, rates)
 
 
 if __name__ == "__main__":

@@ -76,31 +76,31 @@ def main():
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--report", type=output_file)
-    given = parser.parse_args()
+    options = parser.parse_args()
     config = SamConfig()
     size = config.encoder.image_size
-    images = np.random.default_rng(0).standard_normal((given.batch, 3, size, size), np.float32)
-    runs = encoders(config, images, given.dtype)
+    images = np.random.default_rng(0).standard_normal((options.batch, 3, size, size), np.float32)
+    runs = encoders(config, images, options.dtype)
     began = time.monotonic()
     answers = {name: read(encode()) for name, (encode, read) in runs.items()}  # compiled, and warm
     reference = answers["segment_anything"]
     error = np.abs(answers["samclip_jax"] - reference).max() / np.abs(reference).max()
     print(f"ready in {time.monotonic() - began:.0f} s; error {error:.1e}", flush=True)
     seconds = {name: [] for name in runs}
-    for turn in range(given.rounds):
+    for turn in range(options.rounds):
         for name, (encode, _) in runs.items():
             began = time.monotonic()
             encode()
             seconds[name].append(time.monotonic() - began)
         last = ", ".join(f"{name} {values[-1]:.4g} s" for name, values in seconds.items())
-        print(f"round {turn + 1}/{given.rounds}: {last}", flush=True)
+        print(f"round {turn + 1}/{options.rounds}: {last}", flush=True)
     medians = {name: statistics.median(values) for name, values in seconds.items()}
     print("\n| encoder | median, s | over segment_anything's |\n|---|---|---|")
     for name, median in medians.items():
         print(f"| {name} | {median:.4g} | {median / medians['segment_anything']:.2f} |")
-    if given.report:
+    if options.report:
         report = {"seconds": seconds, "medians": medians, "error": float(error)}
-        write_json(given.report, report)
+        write_json(options.report, report)
 
 
 if __name__ == "__main__":

@@ -79,21 +79,21 @@ def main():
     parser.add_argument("--workdir", type=local_path, default="runs/full_size")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--report", type=output_file)
-    given = parser.parse_args()
-    work, coco = given.workdir, given.coco
+    options = parser.parse_args()
+    work, coco = options.workdir, options.coco
     report = {}
 
     write_released(work / "released")
     sam, clip = work / "sam", work / "clip"
     for place, arguments in {
         sam: [work / "released" / "sam_vit_b_random.pth", sam],
-        clip: [work / "released" / "clip", clip, "--tokenizer", given.tokenizer],
+        clip: [work / "released" / "clip", clip, "--tokenizer", options.tokenizer],
     }.items():
         if not place.exists():
             report[f"import {place.name}"] = run("samclip_jax.convert", "import", *arguments)
 
     photographs = f"--config.streams.clip.sources.main.path={coco / 'images'}"
-    steps = [f"--config.steps={given.steps}", *BATCHES, photographs]
+    steps = [f"--config.steps={options.steps}", *BATCHES, photographs]
     sam_stream = [
         f"--config.streams.sam.sources.main.annotations={coco / 'instances.json'}",
         f"--config.streams.sam.sources.main.images={coco / 'images'}",
@@ -135,11 +135,11 @@ def main():
             f"--report={answers}",
             *data,
         )
-        found = json.loads(answers.read_text())
-        report[task] |= {k: v for k, v in found.items() if k not in ("config", "seconds")}
+        result = json.loads(answers.read_text())
+        report[task] |= {k: v for k, v in result.items() if k not in ("config", "seconds")}
     print(json.dumps(report, indent=2))
-    if given.report:
-        write_json(given.report, report)
+    if options.report:
+        write_json(options.report, report)
 
 
 if __name__ == "__main__":

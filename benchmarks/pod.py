@@ -55,21 +55,21 @@ def experiment(encoder, changes, folder):
     return config
 
 
-def row(name, found):
+def row(name, report):
     """A line of the README's table."""
-    if not found["fits"]:
-        return f"| {name} | {found['hbm_bytes_per_device'] / 1e9:.1f}, does not fit | | | | | | |"
-    operations = [p["flops_per_device"] / p["ideal_flops_per_device"] for p in found["programs"]]
-    over = [p["roofline_seconds"] / p["ideal_seconds"] for p in found["programs"]]
+    if not report["fits"]:
+        return f"| {name} | {report['hbm_bytes_per_device'] / 1e9:.1f}, does not fit | | | | | | |"
+    operations = [p["flops_per_device"] / p["ideal_flops_per_device"] for p in report["programs"]]
+    over = [p["roofline_seconds"] / p["ideal_seconds"] for p in report["programs"]]
     times = " / ".join(
-        f"{1e3 * sum(p['seconds'][part] for p in found['programs']) / len(over):.0f}"
-        for part in found["programs"][0]["seconds"]
+        f"{1e3 * sum(p['seconds'][part] for p in report['programs']) / len(over):.0f}"
+        for part in report["programs"][0]["seconds"]
     )
     return (
-        f"| {name} | {found['hbm_bytes_per_device'] / 1e9:.1f} of "
-        f"{found['hbm_limit_bytes'] / 1e9:.0f} | {max(operations):.2f} | {times} | "
-        f"{max(over):.2f} | {1e3 * found['roofline_seconds']:.0f} | {found['hours']:,.0f} h, "
-        f"{found['chip_hours']:,.0f} chip-hours | {found['compile_seconds']:.0f} |"
+        f"| {name} | {report['hbm_bytes_per_device'] / 1e9:.1f} of "
+        f"{report['hbm_limit_bytes'] / 1e9:.0f} | {max(operations):.2f} | {times} | "
+        f"{max(over):.2f} | {1e3 * report['roofline_seconds']:.0f} | {report['hours']:,.0f} h, "
+        f"{report['chip_hours']:,.0f} chip-hours | {report['compile_seconds']:.0f} |"
     )
 
 

@@ -123,7 +123,7 @@ def newest_step(directory):
         if not (directory / STEPS).exists():
             return None
         steps = ocp.path.step.standard_name_format().find_all(directory / STEPS)
-        return max((found.step for found in steps), default=None)
+        return max((entry.step for entry in steps), default=None)
 
 
 def require_new(directory):
@@ -343,9 +343,9 @@ def _not_a_checkpoint(directory):
             f"{directory} is a file, not a checkpoint directory; released weights become one by "
             f"python -m samclip_jax.convert import {directory} OUTPUT"
         )
-    found = sorted(entry.name for entry in directory.iterdir())
-    listed = ", ".join(found[:5]) + (f" and {len(found) - 5} more" if len(found) > 5 else "")
-    reason = f"it holds {listed}" if found else "it is empty"
+    names = sorted(entry.name for entry in directory.iterdir())
+    listed = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+    reason = f"it holds {listed}" if names else "it is empty"
     if directory.parent.name == STEPS and (directory.parent.parent / "model.json").exists():
         return f"{directory} is one step of a run; give the run, {directory.parent.parent}"
     return f"{directory} is not a checkpoint: it has no model.json, {reason}"

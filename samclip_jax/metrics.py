@@ -53,8 +53,8 @@ class MetricWriter:
     def _drop_half_a_line(self):
         """Cuts what a killed run left after its last whole line."""
         self._file.seek(0)
-        whole = self._file.read().rpartition("\n")
-        self._file.truncate(len("".join(whole[:2]).encode()))
+        complete = self._file.read().rpartition("\n")
+        self._file.truncate(len("".join(complete[:2]).encode()))
 
     def close(self):
         if self._file:

@@ -119,7 +119,7 @@ def test_a_shard_is_finished_after_a_kill_within(tmp_path, source, monkeypatch, 
     def killed(*_, **options):
         raise Killed
 
-    for place in ("samclip_jax.data.packing.write_whole", "pathlib.Path.unlink"):
+    for place in ("samclip_jax.data.packing.write_atomically", "pathlib.Path.unlink"):
         with monkeypatch.context() as patch, pytest.raises(Killed):
             patch.setattr(place, killed)
             run(source, tmp_path / "out")

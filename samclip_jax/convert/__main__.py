@@ -17,15 +17,15 @@ from samclip_jax.errors import UserError, command, program
 @command
 def main(arguments=None):
     jax.config.update("jax_platforms", "cpu")  # an accelerator may be in use
-    given = _parser().parse_args(arguments)
-    {"import": _import, "export": _export}[given.command](given)
+    options = _parser().parse_args(arguments)
+    {"import": _import, "export": _export}[options.command](options)
 
 
-def _import(given):
-    output = checkpoint.require_new(given.output)
+def _import(options):
+    output = checkpoint.require_new(options.output)
     if output.exists() and not (output.is_dir() and not any(output.iterdir())):
         raise UserError(f"{output} exists and is not a checkpoint: choose another directory.")
-    imported = import_weights(given.source, given.quick_gelu, given.tokenizer)
+    imported = import_weights(options.source, options.quick_gelu, options.tokenizer)
     config, params, tokenizer, source = imported
     size = sum(array.nbytes for array in params.values())
     print(f"Writing {output}, {1e-9 * size:.2f} GB.", flush=True)
@@ -39,9 +39,9 @@ def _import(given):
     print("\n".join(f"{name:<12}{value}" for name, value in rows))
 
 
-def _export(given):
-    left_out = export_weights(given.checkpoint, given.output, given.layout)
-    print(f"{given.output} is written in the layout of {given.layout}.")
+def _export(options):
+    left_out = export_weights(options.checkpoint, options.output, options.layout)
+    print(f"{options.output} is written in the layout of {options.layout}.")
     if left_out:
         parts = ", ".join(sorted({name.split("/")[0] for name in left_out}))
         print(f"Not in that layout: {parts}; {models.count(left_out):,} parameters.")

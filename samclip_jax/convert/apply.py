@@ -28,9 +28,9 @@ def import_weights(source, quick_gelu=None, tokenizer=None):
     UserError for whatever cannot be read, and for tensors that do not make up a whole model.
     """
     files = readers.weight_files(source)
-    found = [item for path in files for item in readers.read(path).items()]
-    family, layout = _layout(files[0], [key for key, _ in found])
-    tensors, doubled = _standard(layout, found)
+    items = [item for path in files for item in readers.read(path).items()]
+    family, layout = _layout(files[0], [key for key, _ in items])
+    tensors, doubled = _standard(layout, items)
     shapes = {name: tensors[key].shape for name, key in layout.names(tensors).items()}
     config, assumed = detect(family.release, layout, shapes, files[0], quick_gelu)
     has_text = "text" in family.outputs
@@ -75,10 +75,10 @@ def _layout(path, keys):
     )
 
 
-def _standard(layout, found):
+def _standard(layout, items):
     """The tensors by the layout's own keys, and the keys that stand for different tensors."""
     tensors, doubled = {}, []
-    for key, tensor in found:
+    for key, tensor in items:
         for start, stands_for in layout.aliases.items():
             if key.startswith(start):
                 key = stands_for + key.removeprefix(start)

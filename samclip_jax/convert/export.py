@@ -28,7 +28,7 @@ def export_weights(source, output, layout):
     config, params, _ = checkpoint.load_model(source, {"masks"})
     params = {name: np.asarray(array) for name, array in params.items()}
     config = config.sam
-    with _whole(output) as staging:
+    with _complete(output) as staging:
         if layout == "segment_anything":
             write_torch(staging, released(SEGMENT_ANYTHING, params))
         else:
@@ -150,7 +150,7 @@ def _hugging_face(config):
 
 
 @contextlib.contextmanager
-def _whole(output):
+def _complete(output):
     """A name to write to, which becomes `output` once everything is there; else nothing stays."""
     staging = output.with_name(f"{output.name}.incomplete")
     try:

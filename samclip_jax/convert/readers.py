@@ -71,12 +71,12 @@ def weight_files(source):
     """The weight files that `source`, a file or a folder, stands for; several if it is sharded."""
     path = local_path(source)
     if path.is_dir():
-        found = [path / name for name in WEIGHT_FILES if (path / name).is_file()][:1]
-        found = found or sorted(file for file in path.iterdir() if file.suffix in SUFFIXES)
-        if len(found) != 1:
-            listed = ", ".join(file.name for file in found) or "none"
+        files = [path / name for name in WEIGHT_FILES if (path / name).is_file()][:1]
+        files = files or sorted(file for file in path.iterdir() if file.suffix in SUFFIXES)
+        if len(files) != 1:
+            listed = ", ".join(file.name for file in files) or "none"
             raise UserError(f"which weight file of {path}? Found: {listed}. Give the file itself.")
-        (path,) = found
+        (path,) = files
     if not path.is_file():
         raise UserError(f"there is no file {path}.")
     if not path.name.endswith(".index.json"):

@@ -55,13 +55,13 @@ class Layout:
         The arrays share the memory of `params`. What has no rule here is left out.
         """
         layers = one_by_one(params)
-        found = {}
+        views = {}
         for rule in self.rules:
             for name, array in layers.items():
                 if match := rule.matches_name(name):
                     key = rule.key.format(*match.groups())
-                    found.setdefault(key, []).append(rule.view(array))
-        return found
+                    views.setdefault(key, []).append(rule.view(array))
+        return views
 
     def names(self, keys):
         """{our name, one layer at a time: key} of those keys that have a rule."""
@@ -145,8 +145,8 @@ NORM = {".weight": ("/scale", same), ".bias": ("/bias", same)}
 
 def rules(*table):
     """The rules of a table of (our name, a view or a layer, their key)."""
-    made = []
-    for name, form, key in table:
-        parts = {"": ("", form)} if callable(form) else form
-        made += [Rule(name + ours, key + theirs, view) for theirs, (ours, view) in parts.items()]
-    return tuple(made)
+    return tuple(
+        Rule(name + ours, key + theirs, view)
+        for name, form, key in table
+        for theirs, (ours, view) in ({"": ("", form)} if callable(form) else form).items()
+    )

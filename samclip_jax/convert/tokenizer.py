@@ -22,21 +22,21 @@ def tokenizer_json(folder, given, vocab_size):
     """
     path = local_path(given or folder)
     files = [path] if path.is_file() else [path / "tokenizer.json", path / OPENAI_FILE]
-    found = next((file for file in files if file.is_file()), path / "vocab.json")
-    if not found.is_file():
+    file = next((file for file in files if file.is_file()), path / "vocab.json")
+    if not file.is_file():
         raise UserError(
             f"there is no tokenizer in {path}: put the model's tokenizer.json, or its vocab.json "
             f"and merges.txt, there, or pass --tokenizer=PATH ({OPENAI_FILE} will do for a CLIP of "
             "OpenAI or OpenCLIP)."
         )
     try:
-        text = _read(found)
+        text = _read(file)
         size = tokenizers.Tokenizer.from_str(text).get_vocab_size()
     except Exception as error:  # `tokenizers` raises bare Exceptions
-        raise UserError(f"{found} is not a tokenizer: {error}.") from error
+        raise UserError(f"{file} is not a tokenizer: {error}.") from error
     if size != vocab_size:
         raise UserError(
-            f"{found} has {size} tokens and the model {vocab_size}: pass the model's own as "
+            f"{file} has {size} tokens and the model {vocab_size}: pass the model's own as "
             "--tokenizer=PATH."
         )
     Tokenizer(text)
@@ -61,15 +61,16 @@ def _bpe(vocab, merges):
     """CLIP's byte-level BPE: lower case, white space and words apart, words end in </w>."""
     start, end = (next(name for name in names if name in vocab) for names in (STARTS, ENDS))
     pairs = [tuple(line.split()) for line in merges if line]
-    made = tokenizers.Tokenizer(models.BPE(vocab, pairs, unk_token=end, end_of_word_suffix="</w>"))
-    made.add_special_tokens([start, end])
-    made.normalizer = normalizers.Sequence(
+    model = models.BPE(vocab, pairs, unk_token=end, end_of_word_suffix="</w>")
+    tokenizer = tokenizers.Tokenizer(model)
+    tokenizer.add_special_tokens([start, end])
+    tokenizer.normalizer = normalizers.Sequence(
         [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
     )
-    made.pre_tokenizer = pre_tokenizers.Sequence(
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
             pre_tokenizers.Split(Regex(WORDS), "removed", invert=True),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )
-    return made.to_str()
+    return tokenizer.to_str()

@@ -202,8 +202,8 @@ def _drawn(polygons, size):  # -> int64 [runs], None where there are no polygons
 
 
 def _polygons(segmentation, size):  # -> [[x, y, x, y, ...]], those of three corners or more
-    one = not any(isinstance(each, list) for each in segmentation) or _are_pairs(segmentation)
-    polygons = [_corners(each) for each in ([segmentation] if one else segmentation)]
+    one = not any(isinstance(polygon, list) for polygon in segmentation) or _are_pairs(segmentation)
+    polygons = [_corners(polygon) for polygon in ([segmentation] if one else segmentation)]
     polygons = [corners for corners in polygons if len(corners) >= 3]
     if len(polygons) > MAX_POLYGONS:
         raise ValueError(f"{len(polygons)} polygons, over {MAX_POLYGONS}")
@@ -222,14 +222,14 @@ def _polygons(segmentation, size):  # -> [[x, y, x, y, ...]], those of three cor
 def _are_pairs(polygon):
     """Whether it is three or more [x, y]: as flat polygons they would have one corner each."""
     return len(polygon) > 2 and all(
-        isinstance(each, list) and len(each) == 2 and not isinstance(each[0], list)
-        for each in polygon
+        isinstance(corner, list) and len(corner) == 2 and not isinstance(corner[0], list)
+        for corner in polygon
     )
 
 
 def _corners(polygon):  # [x, y, x, y, ...] or [[x, y], ...] -> float64 [n, 2]
-    if isinstance(polygon, list) and any(isinstance(each, list) for each in polygon):
-        if not all(isinstance(each, list) and len(each) == 2 for each in polygon):
+    if isinstance(polygon, list) and any(isinstance(corner, list) for corner in polygon):
+        if not all(isinstance(corner, list) and len(corner) == 2 for corner in polygon):
             raise ValueError(f"polygon {shown(polygon)} mixes corners and numbers")
         polygon = [number for corner in polygon for number in corner]
     flat = numbers(polygon)

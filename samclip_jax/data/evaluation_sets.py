@@ -290,14 +290,14 @@ class Webdataset(Tars):
         if twice := [name for name, n in collections.Counter(self.classes).items() if n > 1]:
             raise UserError(f"{path} has {twice[0]!r} twice; make the names of classes differ.")
 
-    def describe(self, found, path, tar, beside):
+    def describe(self, entry, path, tar, beside):
         if "cls" not in beside:
             raise BadRecord("bad_annotation", "no .cls beside the image")
         number = read_member(tar, beside["cls"]).strip()
         if not number.isdigit() or int(number) >= len(self.classes):
             detail = f".cls is {shown(number)}, not from 0 to {len(self.classes) - 1}"
             raise BadRecord("bad_annotation", detail)
-        found.label = self.classes[int(number)]
+        entry.label = self.classes[int(number)]
 
 
 def numbered(names, numbers):

@@ -92,12 +92,12 @@ class ImageFolder(Files):
             raise UserError(f"{self.path} needs a folder for each class; {loose[0]} is in none.")
         files = []
         for name in self.classes:
-            found = _pictures(walk(self.path / name, apart=[self.path]))
-            if not found:
+            pictures = _pictures(walk(self.path / name, apart=[self.path]))
+            if not pictures:
                 raise UserError(
                     f"{self.path / name} is a class without images; add them, or remove the folder."
                 )
-            files += [os.path.join(name, file) for file in found]
+            files += [os.path.join(name, file) for file in pictures]
         return sorted(files)
 
     def __len__(self):

@@ -14,7 +14,7 @@ import numpy as np
 
 from samclip_jax.data import records
 from samclip_jax.data.decode import BadRecord
-from samclip_jax.data.unit import write_whole
+from samclip_jax.data.unit import write_atomically
 from samclip_jax.errors import UserError
 
 
@@ -59,7 +59,7 @@ def write_shard(output, name, parts, tick=lambda: None):
         entry = parts[0][0] | {"name": name}
     else:
         entry = copy(progress, path, parts, tick)
-    write_whole(progress / f"{name}.json", json.dumps(entry))
+    write_atomically(progress / f"{name}.json", json.dumps(entry))
     for file in files:
         file.unlink(missing_ok=True)
     return 0, {}, {}
@@ -107,10 +107,10 @@ def find_duplicates(units, read_contents, same_images):
     starts = np.cumsum([0, *map(len, keys)])
     alike = [("its key is an earlier record's", keys)]
     if same_images:
-        alike.append(("of {}", digests(lambda found: map(bytes.fromhex, found["digests"]))))
+        alike.append(("of {}", digests(lambda part: map(bytes.fromhex, part["digests"]))))
     kept, places = np.arange(starts[-1]), collections.defaultdict(set)
-    for detail, each in alike:
-        values = np.concatenate(each)[kept]
+    for detail, hashes in alike:
+        values = np.concatenate(hashes)[kept]
         _, first, inverse = np.unique(values, return_index=True, return_inverse=True)
         originals = kept[first[inverse]]
         repeated = kept != originals
@@ -123,6 +123,6 @@ def find_duplicates(units, read_contents, same_images):
     return places
 
 
-def _digests_of_keys(found):  # contents of a part -> 16 bytes each
-    for key in found["keys"]:
+def _digests_of_keys(part):  # contents of a part -> 16 bytes each
+    for key in part["keys"]:
         yield hashlib.blake2b(key.encode(errors=records.NAMES), digest_size=16).digest()

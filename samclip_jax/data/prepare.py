@@ -36,7 +36,7 @@ import tqdm
 from samclip_jax.data import evaluation_sets, raw, records, tars
 from samclip_jax.data.decode import line
 from samclip_jax.data.packing import find_duplicates, plan_shards, write_shard
-from samclip_jax.data.unit import Options, examples_of, prepare_unit, write_whole
+from samclip_jax.data.unit import Options, examples_of, prepare_unit, write_atomically
 from samclip_jax.data.worker import end_with
 from samclip_jax.errors import UserError, command, os_errors
 from samclip_jax.paths import local_path
@@ -67,16 +67,16 @@ def prepare(kind_name, source, output, options, runner, **kind_options):
     """
     output = local_path(output)
     require_files(output / records.SHARDS)
-    given = inspect.signature(KINDS[kind_name]).bind(str(source), **kind_options)
-    given.apply_defaults()
-    about = {"kind": kind_name, **given.arguments, "options": dataclasses.asdict(options)}
+    bound = inspect.signature(KINDS[kind_name]).bind(str(source), **kind_options)
+    bound.apply_defaults()
+    about = {"kind": kind_name, **bound.arguments, "options": dataclasses.asdict(options)}
     del about["options"]["max_rejects"]  # which changes no record
-    if found := records.read_manifest(output):
-        require_same(output, {key: found.get(key) for key in about}, about)
-        clear(output, found)
-        return found
+    if manifest := records.read_manifest(output):
+        require_same(output, {key: manifest.get(key) for key in about}, about)
+        clear(output, manifest)
+        return manifest
     try:
-        kind = KINDS[kind_name](*given.args)
+        kind = KINDS[kind_name](*bound.args)
     except (ValueError, KeyError, IndexError) as error:
         raise UserError(f"{source} is not as {kind_name} is released: {line(error)}") from None
     units = list(kind.units())
@@ -88,7 +88,7 @@ def prepare(kind_name, source, output, options, runner, **kind_options):
         begun = output / "progress" / "plan"
         if begun.exists():
             require_same(output, json.loads(begun.read_text()), plan)
-        write_whole(begun, json.dumps(plan))
+        write_atomically(begun, json.dumps(plan))
         check = functools.partial(require_usable, options=options, output=output)
         work = functools.partial(prepare_unit, kind, options, output)
         run_left(runner, work, output, [(name, what) for name, what, _ in units], check)
@@ -102,11 +102,11 @@ def run_left(runner, work, output, items, check):
         runner(work, left, check)
 
 
-def require_same(output, begun, given):
+def require_same(output, begun, now):
     """UserError where `output` was begun with something else."""
-    given = json.loads(json.dumps(given))
-    begun, given = ({**each, **each.get("options", {}), "options": None} for each in (begun, given))
-    changed = [PLANNED.get(key, f"--{key}") for key in given if begun.get(key) != given[key]]
+    now = json.loads(json.dumps(now))
+    begun, now = ({**each, **each.get("options", {}), "options": None} for each in (begun, now))
+    changed = [PLANNED.get(key, f"--{key}") for key in now if begun.get(key) != now[key]]
     if changed:
         raise UserError(
             f"{output} was begun with a different {' and a different '.join(changed)}; give the "
@@ -238,8 +238,8 @@ def finish(output, about, names, options, kind, runner):
         for names, lines in (named, (("key", "reason", "detail"), rejects))
         for each in lines
     ]
-    write_whole(output / records.REJECTS, "".join(json.dumps(each) + "\n" for each in listed))
-    write_whole(output / records.MANIFEST, json.dumps(manifest, indent=2) + "\n")
+    write_atomically(output / records.REJECTS, "".join(json.dumps(each) + "\n" for each in listed))
+    write_atomically(output / records.MANIFEST, json.dumps(manifest, indent=2) + "\n")
     clear(output, manifest)
     return manifest
 
@@ -284,40 +284,40 @@ def parse(arguments=None):
             kind = float if isinstance(field.default, float) else int
             parser.add_argument(name, type=kind, default=field.default, help=says)
     parser.add_argument("--runner", help="Apache Beam's; options of it may follow")
-    given, rest = parser.parse_known_args(arguments)
-    given = vars(given)
-    if rest and not given["runner"]:
+    flags, rest = parser.parse_known_args(arguments)
+    flags = vars(flags)
+    if rest and not flags["runner"]:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
-    if given["workers"] < 1:
-        raise UserError(f"--workers must be 1 or more, got {given['workers']}")
-    runner = functools.partial(run, workers=given["workers"])
-    if given["runner"]:
-        runner = functools.partial(run_beam, arguments=[f"--runner={given['runner']}", *rest])
+    if flags["workers"] < 1:
+        raise UserError(f"--workers must be 1 or more, got {flags['workers']}")
+    runner = functools.partial(run, workers=flags["workers"])
+    if flags["runner"]:
+        runner = functools.partial(run_beam, arguments=[f"--runner={flags['runner']}", *rest])
     options = Options(
-        **{field.name: given.pop(field.name) for field in dataclasses.fields(Options)}
+        **{field.name: flags.pop(field.name) for field in dataclasses.fields(Options)}
     )
-    kind = given["kind"]
-    more = {name: given[name] for name in KIND_OPTIONS if given[name] is not None}
+    kind = flags["kind"]
+    more = {name: flags[name] for name in KIND_OPTIONS if flags[name] is not None}
     _, *takes = inspect.signature(KINDS[kind]).parameters.values()
-    for name in more.keys() - {each.name for each in takes}:
-        owners = [each for each in KINDS if name in inspect.signature(KINDS[each]).parameters]
+    for name in more.keys() - {parameter.name for parameter in takes}:
+        owners = [k for k, make in KINDS.items() if name in inspect.signature(make).parameters]
         raise UserError(f"--{name} goes with {', '.join(owners)}")
-    for each in takes:
-        if each.default is each.empty and each.name not in more:
-            raise UserError(f"{kind} needs --{each.name}, {KIND_OPTIONS[each.name]}")
-    return (kind, given["source"], given["output"], options, runner), more
+    for parameter in takes:
+        if parameter.default is parameter.empty and parameter.name not in more:
+            raise UserError(f"{kind} needs --{parameter.name}, {KIND_OPTIONS[parameter.name]}")
+    return (kind, flags["source"], flags["output"], options, runner), more
 
 
 @command
 def main():
-    given, more = parse()
-    found = prepare(*given, **more)
-    print(f"{given[2]}: {found['records']} records of {found['inputs']} inputs", end="")
-    reasons = ", ".join(f"{n} {reason}" for reason, n in sorted(found["reasons"].items()))
-    print(f"; {found['rejects']} rejected: {reasons}" if reasons else "")
-    for reason, number in found["annotations_dropped"].items():
+    arguments, more = parse()
+    manifest = prepare(*arguments, **more)
+    print(f"{arguments[2]}: {manifest['records']} records of {manifest['inputs']} inputs", end="")
+    reasons = ", ".join(f"{n} {reason}" for reason, n in sorted(manifest["reasons"].items()))
+    print(f"; {manifest['rejects']} rejected: {reasons}" if reasons else "")
+    for reason, number in manifest["annotations_dropped"].items():
         print(f"annotations left out: {number} {reason}")
-    for each in found["damaged"]:
+    for each in manifest["damaged"]:
         print(f"damaged: {each}")
 
 

@@ -70,25 +70,25 @@ class Listed(Kind):
         return self.__dict__ | {"items": None, "dropped": ()}
 
     def units(self):
-        return _cut(self.items)
+        return _in_units(self.items)
 
     def read(self, items, damaged, wanted):
         for name, known in items:
-            found = Input(known.get("key") or pathlib.Path(name).as_posix())
-            if not wanted(found.key):
+            entry = Input(known.get("key") or pathlib.Path(name).as_posix())
+            if not wanted(entry.key):
                 continue
-            found.label, found.captions = known.get("label"), known.get("captions")
-            found.annotations, found.size = known.get("annotations"), known.get("size")
-            found.categories = self.categories
+            entry.label, entry.captions = known.get("label"), known.get("captions")
+            entry.annotations, entry.size = known.get("annotations"), known.get("size")
+            entry.categories = self.categories
             if known.get("error"):
-                found.error = BadRecord("bad_annotation", known["error"])
+                entry.error = BadRecord("bad_annotation", known["error"])
             elif "map" in known:
                 try:
-                    found.semantic, found.dropped = self.semantic(known["map"])
-                    found.size = found.semantic.shape
+                    entry.semantic, entry.dropped = self.semantic(known["map"])
+                    entry.size = entry.semantic.shape
                 except BadRecord as error:
-                    found.error = error
-            yield found if found.error else _from_file(found, self.root / name)
+                    entry.error = error
+            yield entry if entry.error else _from_file(entry, self.root / name)
 
 
 def folder(source, labels=False):
@@ -126,28 +126,28 @@ class Tfds(Kind):
         self.length, self.prefix = len(images), f"{info.full_name}/{split}"
 
     def units(self):
-        return _cut(range(self.length), of=self.prefix)
+        return _in_units(range(self.length), of=self.prefix)
 
     def read(self, indices, damaged, wanted):
         images = self._open()
         for index in indices:
-            found = Input(f"{self.prefix}/{index}")
-            if not wanted(found.key):
+            entry = Input(f"{self.prefix}/{index}")
+            if not wanted(entry.key):
                 continue
             try:
                 example = images[index]
             except Exception as error:  # every data set's own
                 if isinstance(error, RuntimeError) and " failed: " in str(error):  # the storage's
                     raise UserError(
-                        f"{found.key} was not read: {line(error)}; run the same again when its "
+                        f"{entry.key} was not read: {line(error)}; run the same again when its "
                         "storage answers"
                     ) from None
-                found.error = BadRecord("truncated", line(error))
+                entry.error = BadRecord("truncated", line(error))
             else:
-                found.image = example["image"]
+                entry.image = example["image"]
                 if self.classes and example["label"] >= 0:  # -1: a split without labels
-                    found.label = self.classes[example["label"]]
-            yield found
+                    entry.label = self.classes[example["label"]]
+            yield entry
 
     def _open(self):
         try:
@@ -180,15 +180,15 @@ KINDS = {
 }
 
 
-def _from_file(found, path):
+def _from_file(entry, path):
     try:
-        found.image = read_file(path)
+        entry.image = read_file(path)
     except BadRecord as error:
-        found.error = error
-    return found
+        entry.error = error
+    return entry
 
 
-def _cut(items, of=""):
+def _in_units(items, of=""):
     """Units of items, told apart by what is in them."""
     count = min(FILES, max(256, len(items) // 64))
     for first in range(0, len(items), count):

@@ -126,9 +126,9 @@ class Shards:
     """
 
     def __init__(self, folder, entries):
-        self.files = [(str(folder / each["name"]), each["records"]) for each in entries]
-        self.checksums = [each["sha256"] for each in entries]
-        self.ends = np.cumsum([each["records"] for each in entries]).tolist()
+        self.files = [(str(folder / entry["name"]), entry["records"]) for entry in entries]
+        self.checksums = [entry["sha256"] for entry in entries]
+        self.ends = np.cumsum([entry["records"] for entry in entries]).tolist()
 
     def __len__(self):
         return self.ends[-1] if self.ends else 0

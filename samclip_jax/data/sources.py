@@ -50,8 +50,8 @@ def make_source(name, weight=None, flag=None, **options):
     weight = 1 if weight is None else weight
     with under(where):
         require_known(name, weight, options)
-    parameters = inspect.signature(SOURCES[name]).parameters.values()
-    required = [each.name for each in parameters if each.default is inspect.Parameter.empty]
+    parameters = inspect.signature(SOURCES[name]).parameters
+    required = [key for key, value in parameters.items() if value.default is value.empty]
     if missing := [option for option in required if option not in options]:
         settings = " and ".join(f"{flag}.{option}" if flag else option for option in missing)
         raise UserError(f"source {name!r} needs {' and '.join(missing)}: set {settings}.")
@@ -109,9 +109,9 @@ class Prepared(Files):
             manifest = records.read_manifest(self.path)
         if manifest is None:
             raise UserError(f"{path} has no {records.MANIFEST}; let data.prepare come to its end.")
-        entries = [each for each in manifest["shards"] if each["split"] == split]
+        entries = [shard for shard in manifest["shards"] if shard["split"] == split]
         if not entries:
-            known = ", ".join(sorted({each["split"] for each in manifest["shards"]}))
+            known = ", ".join(sorted({shard["split"] for shard in manifest["shards"]}))
             raise UserError(f"{path} has no split {split!r}; it has {known}.")
         self.classes = manifest["classes"]
         self.index = {name: i for i, name in enumerate(self.classes)}

@@ -90,18 +90,18 @@ class Tars(Kind):
                 picture, names = samples[name]
                 if name != picture and not name.lower().endswith(PICTURES):
                     continue
-                found = Input(self.key(path, name))
-                if not wanted(found.key):
+                entry = Input(self.key(path, name))
+                if not wanted(entry.key):
                     continue
                 if name != picture:
                     reason = f"its sample's is {picture}" if picture else "not the extension given"
-                    found.error = BadRecord("other_image", reason)
+                    entry.error = BadRecord("other_image", reason)
                 elif member is not remaining[name]:
-                    found.error = BadRecord("other_image", "the tar has it once more")
+                    entry.error = BadRecord("other_image", "the tar has it once more")
                 else:
-                    beside = {each: remaining[name] for name, each in names.items()}
-                    self.fill(found, path, tar, member, beside)
-                yield found
+                    beside = {extension: remaining[name] for name, extension in names.items()}
+                    self.fill(entry, path, tar, member, beside)
+                yield entry
 
     def samples(self, names):
         """[(its picture or None, {name: extension})] of all names in a tar."""
@@ -119,19 +119,19 @@ class Tars(Kind):
         return samples
 
     def choose(self, sample):  # {name: extension} -> name or None
-        ranks = self.extensions or [each[1:] for each in PICTURES]
+        ranks = self.extensions or [extension[1:] for extension in PICTURES]
         pictures = [name for name, extension in sample.items() if extension in ranks]
         return min(pictures, key=lambda name: ranks.index(sample[name]), default=None)
 
-    def fill(self, found, path, tar, member, beside):
+    def fill(self, entry, path, tar, member, beside):
         """Adds to the input the bytes of `member` and what lies beside it."""
         try:
-            found.image = read_member(tar, member)
-            self.describe(found, path, tar, beside)
+            entry.image = read_member(tar, member)
+            self.describe(entry, path, tar, beside)
         except BadRecord as error:
-            found.error = error
+            entry.error = error
 
-    def describe(self, found, path, tar, beside):
+    def describe(self, entry, path, tar, beside):
         """Adds to the input what lies beside its image. beside: {extension: member}"""
 
 
@@ -141,8 +141,8 @@ class ImageNet21k(Tars):
     def __init__(self, source):
         super().__init__(source)
 
-    def describe(self, found, path, tar, beside):
-        found.label = path.name.partition(".")[0]
+    def describe(self, entry, path, tar, beside):
+        entry.label = path.name.partition(".")[0]
 
 
 class Sa1bTars(Tars):
@@ -154,10 +154,10 @@ class Sa1bTars(Tars):
     def key(self, path, name):
         return posixpath.basename(name)
 
-    def describe(self, found, path, tar, beside):
+    def describe(self, entry, path, tar, beside):
         if "json" not in beside:
             raise BadRecord("bad_annotation", "no json beside the image")
-        found.size, found.annotations = sa1b_contents(read_member(tar, beside["json"]))
+        entry.size, entry.annotations = sa1b_contents(read_member(tar, beside["json"]))
 
 
 def _stem(path):

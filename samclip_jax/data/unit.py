@@ -53,35 +53,35 @@ def chosen(key, share, salt):
     return int.from_bytes(digest.digest()) < share * 2**64
 
 
-def make_record(found, options, dropped):
+def make_record(entry, options, dropped):
     """Input -> bytes of a record. BadRecord if it cannot be used. Appends the annotations that it
     leaves out to `dropped`, as annotations.usable has them."""
-    if found.error:
-        raise found.error
-    if found.captions is not None:
-        require_captions(found.captions)
-    image = open_image(found.image, found.size, found.key)
+    if entry.error:
+        raise entry.error
+    if entry.captions is not None:
+        require_captions(entry.captions)
+    image = open_image(entry.image, entry.size, entry.key)
     size = image.shape[:2]
     require_side(size, options.min_side)
     shape = smaller(size, options)
     same = shape == size
     pixels = np.asarray(image) if same else transforms.resize(image, *shape, transforms.BICUBIC)
-    record = {"key": found.key, "image": found.image}
-    if not (same and is_upright_jpeg(found.image)):
+    record = {"key": entry.key, "image": entry.image}
+    if not (same and is_upright_jpeg(entry.image)):
         file = io.BytesIO()
         Image.fromarray(pixels).save(file, "JPEG", quality=options.quality)
         record["image"] = file.getvalue()
     for name in ("label", "captions", "semantic"):
-        if getattr(found, name) is not None:
-            record[name] = getattr(found, name)
-    dropped += found.dropped
-    if found.annotations is not None:
-        read = functools.partial(keep, found.categories, size, shape, options)
-        record["annotations"], left_out = usable(found.annotations, read)
+        if getattr(entry, name) is not None:
+            record[name] = getattr(entry, name)
+    dropped += entry.dropped
+    if entry.annotations is not None:
+        read = functools.partial(keep, entry.categories, size, shape, options)
+        record["annotations"], left_out = usable(entry.annotations, read)
         record["size"] = size
         dropped += left_out
         if not record["annotations"]:
-            detail = f"none of {len(found.annotations)} can be used"
+            detail = f"none of {len(entry.annotations)} can be used"
             raise BadRecord("no_annotation", detail)
     return records.encode(record)
 
@@ -125,34 +125,34 @@ def prepare_unit(kind, options, output, name, what, tick=lambda: None):
     done = {"inputs": 0, "damaged": [], "rejects": [], "dropped_annotations": []}
     dropped, labels = collections.Counter(), set()
     wanted = functools.partial(chosen, share=options.fraction, salt=b"fraction")
-    for found in kind.read(what, done["damaged"], wanted):
+    for entry in kind.read(what, done["damaged"], wanted):
         done["inputs"] += 1
         tick()
         left_out = []
         try:
-            with memory_errors(found.key):
-                record = make_record(found, options, left_out)
+            with memory_errors(entry.key):
+                record = make_record(entry, options, left_out)
         except BadRecord as bad:
-            done["rejects"].append([found.key, bad.reason, str(bad.detail)])
+            done["rejects"].append([entry.key, bad.reason, str(bad.detail)])
             continue
         finally:
             dropped.update(reason for _, reason, _ in left_out)
             mistakes = [each for each in left_out if each[1] != "large_mask"]
-            done["dropped_annotations"] += [[found.key, *each] for each in mistakes]
-        split = "validation" if chosen(found.key, options.validation, b"validation") else "train"
+            done["dropped_annotations"] += [[entry.key, *each] for each in mistakes]
+        split = "validation" if chosen(entry.key, options.validation, b"validation") else "train"
         if split not in writers:
             part = folder / f"{split}-{name}-{len(parts[split])}.array_record"
             writers[split] = records.ShardWriter(part)
         writers[split].write(record)
         if writers[split].bytes >= records.SHARD_BYTES:
             parts[split].append(writers.pop(split).close())
-        labels.add(found.label)
-        contents[split]["keys"].append(found.key)
-        contents[split]["digests"].append(hashlib.blake2b(found.image, digest_size=16).hexdigest())
+        labels.add(entry.label)
+        contents[split]["keys"].append(entry.key)
+        contents[split]["digests"].append(hashlib.blake2b(entry.image, digest_size=16).hexdigest())
     for split in writers:
         parts[split].append(writers[split].close())
     done |= {"dropped": dropped, "labels": sorted(labels - {None}), "contents": contents}
-    write_whole(folder / f"{name}.json", json.dumps(done | {"parts": parts}))
+    write_atomically(folder / f"{name}.json", json.dumps(done | {"parts": parts}))
     rejects = done["rejects"]
     reasons = collections.Counter(reason for _, reason, _ in rejects)
     return done["inputs"], reasons, examples_of(rejects)
@@ -163,7 +163,7 @@ def examples_of(rejects):
     return {reason: detail for _, reason, detail in reversed(rejects)}
 
 
-def write_whole(path, text):
+def write_atomically(path, text):
     part = path.with_name(f"{path.name}.{uuid.uuid4().hex}.part")  # others may write the same
     part.write_text(text)
     part.replace(path)

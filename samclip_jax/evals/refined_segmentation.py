@@ -40,7 +40,7 @@ def refined_segmentation(
         labels = refined_labels(
             model, encoded.embedding, cosines, sizes[: len(batch)], shapes, refinement, seeds
         )
-        for semantic, found in zip(semantics, labels, strict=True):
-            total += confusion(semantic, found, len(classes))
+        for semantic, predicted in zip(semantics, labels, strict=True):
+            total += confusion(semantic, predicted, len(classes))
     yield from batches.counts()
     yield from scores("refined_segmentation", total)

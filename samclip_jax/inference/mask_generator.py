@@ -66,17 +66,17 @@ class MaskGenerator:
         self.predictor.set_image(image)
         height, width = self.predictor.original_size
         points = point_grid(self.points_per_side) * (width, height)
-        found = [
+        candidates = [
             candidate
             for i in range(0, len(points), self.points_per_batch)
             for candidate in self._candidates(points[i : i + self.points_per_batch])
         ]
         self.predictor.reset_image()
-        scores = np.array([candidate.predicted_iou for candidate in found])
-        found = [found[i] for i in nms(_boxes(found), scores, self.box_nms_thresh)]
+        scores = np.array([candidate.predicted_iou for candidate in candidates])
+        candidates = [candidates[i] for i in nms(_boxes(candidates), scores, self.box_nms_thresh)]
         if self.min_mask_region_area:
-            found = self._without_small_regions(found)
-        return [self._record(candidate, width, height) for candidate in found]
+            candidates = self._without_small_regions(candidates)
+        return [self._record(candidate, width, height) for candidate in candidates]
 
     def _candidates(self, points):  # float [K, 2], x, y in px of the photograph
         """What the filters leave of the masks for these points."""
@@ -98,10 +98,10 @@ class MaskGenerator:
             for i in np.flatnonzero(stable)
         ]
 
-    def _without_small_regions(self, found):
+    def _without_small_regions(self, candidates):
         """Small holes filled, small islands dropped; of duplicates the one left unchanged stays."""
         cleaned, unchanged = [], []
-        for candidate in found:
+        for candidate in candidates:
             mask = rle.decode(candidate.rle).astype(bool)
             clean = remove_small_regions(mask, self.min_mask_region_area)
             cleaned.append(dataclasses.replace(candidate, rle=encode(clean)))
@@ -157,8 +157,8 @@ def mask_box(mask):  # bool [H, W] -> x0, y0, x1, y1
     return int(xs[0]), int(ys[0]), int(xs[-1]), int(ys[-1])
 
 
-def _boxes(found):  # -> float [K, 4]
-    boxes = [mask_box(rle.decode(candidate.rle)) for candidate in found]
+def _boxes(candidates):  # -> float [K, 4]
+    boxes = [mask_box(rle.decode(candidate.rle)) for candidate in candidates]
     return np.array(boxes, float).reshape(-1, 4)
 
 

@@ -151,15 +151,15 @@ def _relative(refs, plan, q, time):
     """[[queries, group]], float32: q.Rh and q.Rw of every head."""
     if not plan.tables:
         return []
-    found = []
+    products_moved = []
     distances, for_rows, between = _distances(plan, (len(q), plan.group), time)
     for group in range(plan.groups):
         at = plan.span(plan.heads(group))
         tables = refs["tables"][:, group, : at.stop - at.start]
         products = [_product(q[:, at], table, (1, 0)) for table in tables]
         moved = [_move(plan, x, to) for x, to in zip(products, distances, strict=True)]
-        found.append(jnp.where(between, 1, jnp.where(for_rows, moved[0], moved[-1])))
-    return found
+        products_moved.append(jnp.where(between, 1, jnp.where(for_rows, moved[0], moved[-1])))
+    return products_moved
 
 
 def _relative_backward(refs, plan, q, d_further, time, d_q):

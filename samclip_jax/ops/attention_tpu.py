@@ -124,11 +124,12 @@ def backward(heads, arrays, tables, d_out):
         size = inputs["tables"].shape
         outputs["d_tables"] = jax.ShapeDtypeStruct((plan.blocks, *size), jnp.float32)
         out_specs["d_tables"] = pl.BlockSpec((None, *size), lambda h, b, t: (h, 0, 0, 0, 0))
-    found = _call(attention_kernels.backward, plan, inputs, specs, outputs, out_specs)
-    d_arrays = tuple(found[f"d_{names}"] for names in parts)
+    gradients = _call(attention_kernels.backward, plan, inputs, specs, outputs, out_specs)
+    d_arrays = tuple(gradients[f"d_{names}"] for names in parts)
     if not tables:
         return d_arrays, ()
-    return d_arrays, jax.vjp(functools.partial(_placed, plan), *tables)[1](found["d_tables"].sum(0))
+    placed = functools.partial(_placed, plan)
+    return d_arrays, jax.vjp(placed, *tables)[1](gradients["d_tables"].sum(0))
 
 
 def _inputs(heads, arrays, tables):
@@ -179,7 +180,7 @@ def _call(kernel, plan, inputs, specs, outputs, out_specs):
         products += distances * plan.depth * (3 if gradient else 1)
         products += keys * sum(plan.keys) * (2 if gradient else 1)  # with the one-hot channels
     moved = {id(x): x for x in [*inputs.values(), *outputs.values()]}.values()
-    found = pl.pallas_call(
+    results = pl.pallas_call(
         body,
         grid=(plan.blocks, batch // plan.items, plan.chunks + 2 * gradient),
         in_specs=list(specs.values()),
@@ -196,7 +197,7 @@ def _call(kernel, plan, inputs, specs, outputs, out_specs):
             bytes_accessed=sum(math.prod(x.shape) * x.dtype.itemsize for x in moved),
         ),
     )(*inputs.values())
-    return dict(zip(outputs, found, strict=True))
+    return dict(zip(outputs, results, strict=True))
 
 
 def _block(plan, name, offset=0):
@@ -235,8 +236,8 @@ def _placed(plan, rel_pos_h, rel_pos_w):
     placed = jnp.pad(placed, ((0, 0), (0, 0), (0, plan.groups * plan.group - placed.shape[2])))
     columns = jnp.split(placed, plan.groups, 2)
     rows = [column[:, plan.span(plan.heads(group))] for group, column in enumerate(columns)]
-    most = max(each.shape[1] for each in rows)
-    rows = [jnp.pad(each, ((0, 0), (0, most - each.shape[1]), (0, 0))) for each in rows]
+    most = max(row.shape[1] for row in rows)
+    rows = [jnp.pad(row, ((0, 0), (0, most - row.shape[1]), (0, 0))) for row in rows]
     return jnp.stack(rows, 1)
 
 
@@ -245,9 +246,9 @@ def _one_hot(plan):
     key = np.arange(plan.keys[0] * plan.stride)[:, None]
     channel = np.arange(plan.group) % plan.extra
     row, column = key // plan.stride, key % plan.stride
-    found = (channel == row) | (channel == plan.extra // 2 + column)
+    ones = (channel == row) | (channel == plan.extra // 2 + column)
     none = NO_KEY * (channel == plan.extra // 2 + plan.keys[1])
-    return np.where(column < plan.keys[1], found, none)
+    return np.where(column < plan.keys[1], ones, none)
 
 
 def _stride(rows, width):  # of a grid of keys

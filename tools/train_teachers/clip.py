@@ -116,17 +116,17 @@ class ClipTask:
         how often the colour and the shape alone are right."""
         objects = shapes.ShapeObjects("tuning", EVALUATED, IMAGE_SIZE)
         texts = self.texts[:, : len(shapes.OBJECT_CLASSES)]
-        found, label = [], []
+        predicted, label = [], []
         for start in range(0, EVALUATED, self.batch):
             records = [objects[i] for i in range(start, start + self.batch)]
-            found.extend(answer(np.stack([record["image"] for record in records]), texts))
+            predicted.extend(answer(np.stack([record["image"] for record in records]), texts))
             label.extend(record["label"] for record in records)
-        found, label = np.array(found), np.array(label)
+        predicted, label = np.array(predicted), np.array(label)
         colours = len(shapes.COLOURS)
         return {
-            "accuracy": float(np.mean(found == label)),
-            "colour": float(np.mean(found % colours == label % colours)),
-            "shape": float(np.mean(found // colours == label // colours)),
+            "accuracy": float(np.mean(predicted == label)),
+            "colour": float(np.mean(predicted % colours == label % colours)),
+            "shape": float(np.mean(predicted // colours == label // colours)),
         }
 
     @staticmethod

@@ -96,7 +96,7 @@ class SamTask:
         """Mean IoU for box prompts and for one inner point, objects and grounds apart, and how
         large the objects' masks are against the true ones."""
         scenes = shapes.ShapeScenes("tuning", EVALUATED, IMAGE_SIZE)
-        found = {"box": [], "point": [], "box_ground": [], "point_ground": [], "area": []}
+        ious = {"box": [], "point": [], "box_ground": [], "point_ground": [], "area": []}
         for start in range(0, EVALUATED, self.batch):
             records = [scenes[i] for i in range(start, start + self.batch)]
             points = np.zeros((self.batch, 12, 2, 2), np.float32)
@@ -113,10 +113,10 @@ class SamTask:
                     ground = "" if part["category"] < len(shapes.OBJECT_CLASSES) else "_ground"
                     true = part["mask"]
                     for mask, prompt in zip(masks[i, 2 * j :], ("box", "point"), strict=False):
-                        found[prompt + ground].append((mask & true).sum() / (mask | true).sum())
+                        ious[prompt + ground].append((mask & true).sum() / (mask | true).sum())
                     if not ground:
-                        found["area"].append(masks[i, 2 * j].sum() / true.sum())
-        return {name: float(np.mean(values)) for name, values in found.items()}
+                        ious["area"].append(masks[i, 2 * j].sum() / true.sum())
+        return {name: float(np.mean(values)) for name, values in ious.items()}
 
     @staticmethod
     def release(params, output):
