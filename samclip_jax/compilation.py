@@ -43,23 +43,25 @@ def keep_none_on_cpu_hosts():
 class Programs:
     """Says when a training step meets shapes that it has to be compiled for.
 
-    resolutions: {stream: its resolutions, px}; every combination of them is a program.
+    resolutions: {stream: its resolutions, px}; every combination of them is a program. say: what
+    is called with the text.
     """
 
-    def __init__(self, resolutions):
+    def __init__(self, resolutions, say):
         self.total, self.compiled = math.prod(map(len, resolutions.values())), set()
+        self.say = say
 
     @contextlib.contextmanager
     def calling(self, resolutions):
         """Around a call of the step with batches of {stream: resolution}."""
         shapes = tuple(resolutions.items())
-        if shapes in self.compiled or jax.process_index() != 0:
+        if shapes in self.compiled:
             yield
             return
         self.compiled.add(shapes)
         described = ", ".join(f"{stream} {side} px" for stream, side in shapes)
         number = f"{len(self.compiled)} of {self.total} programs"
-        print(f"compiling {number}: {described}", flush=True)
+        self.say(f"compiling {number}: {described}")
         began = time.monotonic()
         yield
-        print(f"compiled {number} in {time.monotonic() - began:.1f} s", flush=True)
+        self.say(f"compiled {number} in {time.monotonic() - began:.1f} s")

@@ -19,8 +19,9 @@ from pathlib import Path
 
 import jax
 from absl import app, flags, logging
+from tqdm import tqdm
 
-from samclip_jax import checkpoint, compilation, demo_stages, errors, evals, models, train
+from samclip_jax import checkpoint, compilation, demo_stages, errors, evals, models, progress, train
 from samclip_jax.data.shapes import TEMPLATES
 from samclip_jax.data.sources import make_source
 from samclip_jax.data.worker import end_with
@@ -68,17 +69,17 @@ def baseline(workdir, configs, data):
     report = {
         f"{kind}_teacher": measure(load(workdir / "teachers" / kind), data) for kind in TEACHERS
     }
-    train.train(configs["distill_only"], workdir / "distill_only")
+    train.train(configs["distill_only"], workdir / "distill_only", "baseline, distillation only")
     report["distill_only"] = measure(load(workdir / "distill_only"), data)
-    print("measuring the interpolations of distill_only with SAM", flush=True)
     report["wise_ft"] = wise_ft(workdir, data)
     return report
 
 
 def merged(workdir, configs, data):
     """The report of the paper's three stages."""
-    for stage in ("stage1", "stage2", "stage3"):
-        train.train(configs[stage], workdir / stage)
+    for number in (1, 2, 3):
+        stage = f"stage{number}"
+        train.train(configs[stage], workdir / stage, f"SAM-CLIP, stage {number} of 3")
     model = load(workdir / "stage3")
     report = {"stage2": measure(load(workdir / "stage2"), data), "samclip": measure(model, data)}
     for prefix, refinement in (("", demo_stages.REFINEMENT), ("paper_", {})):
@@ -99,10 +100,11 @@ def side_by_side(*lanes):
     """What (function, *arguments) of every lane return, together; each lane is a process on its
     share of the cores, for models this small leave a second one idle. An error ends them all."""
     context = multiprocessing.get_context("spawn")
-    with futures.ProcessPoolExecutor(len(lanes), context) as pool:
+    lock = context.RLock()  # of the terminal
+    with futures.ProcessPoolExecutor(len(lanes), context, tqdm.set_lock, (lock,)) as pool:
         running = [
-            pool.submit(in_lane, cores, *lane)
-            for cores, lane in zip(shares(len(lanes)), lanes, strict=True)
+            pool.submit(in_lane, line, cores, *lane)
+            for line, (cores, lane) in enumerate(zip(shares(len(lanes)), lanes, strict=True))
         ]
         done, unfinished = futures.wait(running, return_when=futures.FIRST_EXCEPTION)
         if unfinished:
@@ -119,10 +121,11 @@ def shares(count):
     return [cores[i * len(cores) // count : (i + 1) * len(cores) // count] for i in range(count)]
 
 
-def in_lane(cores, function, *arguments):
+def in_lane(line, cores, function, *arguments):
     threading.Thread(target=end_with, args=(os.getppid(),), daemon=True).start()
     if cores:
         os.sched_setaffinity(0, cores)
+    progress.use_line(line)
     set_up()
     return function(*arguments)
 
@@ -188,7 +191,7 @@ def wise_ft(workdir, data):
     model = load(workdir / "distill_only")
     _, start, _ = checkpoint.load_model(workdir / "distill_only", initial=True)
     rows = []
-    for alpha in ALPHAS:
+    for alpha in progress.Bar(ALPHAS, "baseline, interpolations with SAM", unit="of them"):
         mixed = model.with_params(models.wise_ft(start, model.params, alpha))
         found = {"alpha": alpha}
         found |= evals.evaluate(
@@ -224,9 +227,33 @@ def main(argv):
         raise errors.UserError(f"unexpected argument {argv[1]!r}; options are --name=value")
     set_up()
     report = run(local_path(WORKDIR.value), SEED.value)
-    for claim in report["claims"]:
-        print("holds         " if claim["holds"] else "does not hold ", claim["claim"])
-    print(f"{WORKDIR.value}/report.json and report.html, {report['seconds']:.0f} seconds")
+    print(ending(report, WORKDIR.value))
+
+
+def ending(report, workdir):
+    """What is printed at the end: the claims, where the page is, and what to try next."""
+    width = max(len(claim["claim"]) for claim in report["claims"])
+    lines = [f"{'SAM-CLIP, in points':<{width}}  measured  at least"]
+    lines += [
+        f"{claim['claim']:<{width}}  {claim['points']:>+8.1f}  {claim['asked']:>+8.1f}"
+        f"  {'holds' if claim['holds'] else 'does not hold'}"
+        for claim in report["claims"]
+    ]
+    model, python = f"{workdir}/stage3", "python -m samclip_jax"
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"{report['seconds'] / 60:.0f} minutes. Pictures and tables: {workdir}/report.html",
+            "",
+            "To try next, with this model:",
+            f"  {python}.evaluate --config=configs/eval.py:box_masks --checkpoint={model} \\",
+            "      --config.data.name=shape_scenes --config.data.split=final --config.data.size=50",
+            f"  {python}.main --config=configs/demo.py:stage3 --workdir={workdir}/longer \\",
+            f"      --config.init={model} --config.teachers.clip={workdir}/teachers/clip",
+            f"  {python}.convert export {model} {workdir}/sam.pth --layout segment_anything",
+        ]
+    )
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ sentence; 143 and 130 stopped by SIGTERM and by Ctrl-C, saved.
 import jax
 from absl import flags
 
-from samclip_jax import config
+from samclip_jax import config, progress
 from samclip_jax.errors import UserError
 
 EXAMPLE = "configs/stage2.py"
@@ -18,6 +18,7 @@ COMPILE_ONLY = flags.DEFINE_string(
     "compile_only", None, "only tell what a step would take on this topology, v5e:16x16 say"
 )
 REPORT = flags.DEFINE_string("report", None, "where --compile_only also writes its JSON")
+QUIET = flags.DEFINE_bool("quiet", False, "show no progress; it is in WORKDIR/metrics.jsonl")
 DISTRIBUTED = flags.DEFINE_bool("distributed", False, "join the other hosts of a TPU pod first")
 
 
@@ -36,6 +37,8 @@ def main(values):
         raise UserError("--report goes with --compile_only; a run's metrics are in its workdir")
     if not WORKDIR.value:
         raise UserError("set --workdir to the directory of this run")
+    if QUIET.value:
+        progress.be_quiet()
     if DISTRIBUTED.value:
         join_hosts()
     train.train(values, WORKDIR.value)

@@ -1,4 +1,4 @@
-"""Where a run's numbers go: metrics.jsonl in its workdir and a line on the console."""
+"""Where a run's numbers go: metrics.jsonl in its workdir."""
 
 import contextlib
 import json
@@ -12,8 +12,7 @@ from samclip_jax.paths import any_path, is_remote
 
 
 class MetricWriter:
-    """Adds {"step", "time", name: number} lines to WORKDIR/metrics.jsonl, from process 0 only, and
-    prints them after the workdir's name.
+    """Adds {"step", "time", name: number} lines to WORKDIR/metrics.jsonl, from process 0 only.
 
     A resumed run goes on in the same file: of two lines of one step, the later one counts.
     UserError where the file cannot be written.
@@ -21,7 +20,7 @@ class MetricWriter:
 
     def __init__(self, workdir):
         workdir = any_path(workdir)
-        self._path, self._name = workdir / "metrics.jsonl", workdir.name
+        self._path = workdir / "metrics.jsonl"
         self._is_object = is_remote(workdir)  # rewritten whole: it cannot grow
         self._file, self._lines = None, ""
         if jax.process_index() != 0:
@@ -34,8 +33,8 @@ class MetricWriter:
                 self._file = open(self._path, "a+", buffering=1)
                 self._drop_half_a_line()
 
-    def write(self, step, metrics, total=None):
-        """metrics: {name: number}; total: the run's last step. Not finite becomes null."""
+    def write(self, step, metrics):
+        """metrics: {name: number}. Not finite becomes null."""
         if jax.process_index() != 0:
             return
         known = {k: float(v) if math.isfinite(v) else None for k, v in metrics.items()}
@@ -46,9 +45,6 @@ class MetricWriter:
                 self._path.write_text(self._lines)
             else:
                 self._file.write(line)
-        shown = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())
-        place = f"{step}/{total}" if total else step
-        print(f"{self._name} step {place}  {shown}\n", end="", flush=True)  # whole, whoever prints
 
     def _drop_half_a_line(self):
         """Cuts what a killed run left after its last whole line."""

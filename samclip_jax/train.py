@@ -24,6 +24,7 @@ from samclip_jax import (
     interrupt,
     models,
     optim,
+    progress,
     resume,
     sharding,
     teachers,
@@ -183,15 +184,19 @@ def read_config(values):
     return dataclasses.replace(config, dtype=jnp.dtype(config.dtype))
 
 
-def train(values, workdir):
+def train(values, workdir, title=None):
     """Runs the experiment `values`, a ConfigDict, in workdir; goes on with what has begun there.
 
-    Returns the metrics of the last evaluation, {} without one. UserError for every mistake in the
+    title: of its progress, by default the workdir's name. Returns the metrics of the last
+    evaluation, {} without one. UserError for every mistake in the
     config, and after config.max_bad_steps steps in a row whose loss or gradient is not finite.
     SIGTERM and Ctrl-C save the step and end the process with code 143 or 130; the same command goes
     on.
     """
     config, workdir = read_config(values), any_path(workdir)
+    title = title or workdir.name
+    if jax.process_index() != 0:
+        progress.be_quiet()
     keep_none_on_cpu_hosts()
     streams = read_streams(config)
     mesh = make_mesh(config, streams)
@@ -228,26 +233,38 @@ def train(values, workdir):
     resume.write(workdir, values, order)
     first = int(state["step"])
     for name, count in passes(streams, config.steps).items():
-        print(f"{config.steps:,} steps have each image of {name} {count:.3g} times", flush=True)
+        progress.say(f"{config.steps:,} steps have each image of {name} {count:.3g} times")
     if first == config.steps:
-        print(f"{workdir} has all of its {first} steps", flush=True)
+        progress.say(f"{workdir} has all of its {first} steps")
     elif first:
-        print(f"{workdir} goes on after step {first} of {config.steps}", flush=True)
+        progress.say(f"{workdir} goes on after step {first} of {config.steps}")
     if tokenizer is not None:
         tokenizer = Tokenizer(tokenizer, model_config.text.context_length)
     student = Model(model_config, {}, tokenizer, config.dtype)
     graph, _ = families.split_images(model_config)
     step_function = make_step(config, graph, graphs, optimizer, mesh)
-    programs = Programs({name: s.examples.resolutions for name, s in streams.items()})
     batches_of = start_streams(streams, config.seed, jax.device_get(state["positions"]), mesh)
     writer, timer = MetricWriter(workdir), Timer()
-    rejected, evaluated, metrics = collections.Counter(), {}, {}
+    rejected, metrics = collections.Counter(), {}
     with contextlib.ExitStack() as stack:
         interrupts = stack.enter_context(interrupt.interrupts())
+        bar = progress.Bar(None, title, config.steps, "steps", first, delay=0)
+        stack.enter_context(bar)
+        resolutions = {name: stream.examples.resolutions for name, stream in streams.items()}
+        programs = Programs(resolutions, bar.now)
         stack.callback(writer.close)
         stack.callback(checkpoints.close)
         for iterator in batches_of.values():
             stack.callback(iterator.close)
+
+        def evaluate_now(step):
+            with interrupts.evaluating():
+                results = evaluate(config, workdir, mesh, student, state["params"])
+                writer.write(step, results)
+            values = ", ".join(f"{name} {value:.4g}" for name, value in results.items())
+            progress.say(f"{title} after step {step}: {values}")
+            return results
+
         for step in range(first + 1, config.steps + 1):
             last = step == config.steps
             with timer.waiting(metrics):
@@ -268,7 +285,9 @@ def train(values, workdir):
                 bad = bad_steps.require_few(config.max_bad_steps, state["bad_steps"])
                 rate = schedule(step - 1 - bad.get("bad_steps", 0))
                 line = {**metrics, "learning_rate": rate, **bad, **rejected, **timer.take()}
-                writer.write(step, jax.device_get(line), total=config.steps)
+                writer.write(step, line := jax.device_get(line))
+                bar.set_postfix_str(short(line), refresh=False)
+            bar.update()
             evaluating = not last and config.eval_every and step % config.eval_every == 0
             stopped_by = interrupts.requested(step)
             if last or evaluating or stopped_by or checkpoints.due(step):
@@ -276,17 +295,11 @@ def train(values, workdir):
                 checkpoints.save(step, state, force=True)
             if stopped_by:
                 checkpoints.wait()
-                print(f"{workdir} was stopped, and saved after step {step}", flush=True)
+                progress.say(f"{workdir} was stopped, and saved after step {step}")
                 sys.exit(interrupt.EXIT_CODE + stopped_by)
             if evaluating:
-                with interrupts.evaluating():
-                    evaluated = evaluate(config, workdir, mesh, student, state["params"])
-                    writer.write(step, evaluated, total=config.steps)
-        if config.evals:
-            with interrupts.evaluating():
-                evaluated = evaluate(config, workdir, mesh, student, state["params"])
-                writer.write(config.steps, evaluated, total=config.steps)
-    return evaluated
+                evaluate_now(step)
+        return evaluate_now(config.steps) if config.evals else {}
 
 
 def evaluate(config, workdir, mesh, student, params):
@@ -294,6 +307,13 @@ def evaluate(config, workdir, mesh, student, params):
     too, is read from the workdir and lies on the devices for as long."""
     _, start, _ = checkpoint.load_model(workdir, mesh=mesh, initial=True)
     return evals.evaluate_all(student.with_params({**start, **params}), config.evals)
+
+
+def short(metrics):
+    """What the progress shows of a step's metrics: "loss clip 0.53, sam 0.002"."""
+    losses = {k.removesuffix("/loss"): v for k, v in metrics.items() if k.endswith("/loss")}
+    bad = f", {metrics['bad_steps']} bad steps" if metrics.get("bad_steps") else ""
+    return "loss " + ", ".join(f"{name} {value:.3g}" for name, value in losses.items()) + bad
 
 
 def counted(rejected):

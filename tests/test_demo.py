@@ -73,3 +73,15 @@ def test_claims_hold_or_do_not(metric, change, lost):
     report["wise_ft"].insert(1, dict(alpha=0.2, zero_shot_accuracy=0.88, box_miou=0.88))
     report["wise_ft"].insert(2, dict(alpha=0.3, zero_shot_accuracy=0.91, box_miou=0.86))
     assert not claims(report)[-1]["holds"]
+
+
+def test_the_end_tells_the_claims_the_page_and_what_to_try():
+    claims = [
+        {"claim": "accuracy", "points": 1.25, "asked": -2, "holds": True},
+        {"claim": "both heads", "points": 2.5, "asked": 3, "holds": False},
+    ]
+    ending = demo.ending({"claims": claims, "seconds": 600.0}, "runs/demo").splitlines()
+    assert ending[1].split() == ["accuracy", "+1.2", "-2.0", "holds"]
+    assert ending[2].split()[2:] == ["+2.5", "+3.0", "does", "not", "hold"]
+    assert "10 minutes" in ending[4] and ending[4].endswith("runs/demo/report.html")
+    assert sum("python -m samclip_jax" in line for line in ending) == 3

@@ -17,10 +17,10 @@ from samclip_jax.errors import UserError
 
 @pytest.fixture(scope="module")
 def begun(teachers, tmp_path_factory):  # noqa: F811
-    """(config, workdir, what it printed) of a run of stage 1 with two steps."""
+    """(config, workdir, its progress) of a run of stage 1 with two steps."""
     workdir = tmp_path_factory.mktemp("begun") / "run"
     config = experiment(teachers, "stage1", teachers["sam"], steps=2)
-    with contextlib.redirect_stdout(io.StringIO()) as printed:
+    with contextlib.redirect_stderr(io.StringIO()) as printed:
         train.train(config, workdir)
     return config, workdir, printed.getvalue()
 
@@ -111,7 +111,8 @@ def test_a_run_with_all_its_steps_says_so(begun, capsys):
     assert order == json.loads((workdir.parent / "data.json").read_text())
 
 
-def test_the_wait_for_a_program_is_announced_once(begun):
-    lines = [line for line in begun[2].splitlines() if line.startswith("compil")]
-    assert lines[0] == "compiling 1 of 1 programs: clip 24 px"
-    assert lines[1].startswith("compiled 1 of 1 programs in ") and len(lines) == 2
+def test_progress_tells_of_compilation_once_then_of_steps(begun):
+    compiling, compiled, *steps = begun[2].splitlines()
+    assert compiling == "run: compiling 1 of 1 programs: clip 24 px"
+    assert compiled.startswith("run: compiled 1 of 1 programs in ")
+    assert steps[-1].startswith("run: 2/2 steps, 00:00 left, loss clip ")

@@ -29,14 +29,17 @@ def test_a_new_head_is_as_wide_as_its_teacher_and_begins_as_the_last_block():
     config = run_config(a=term(), b=term(teacher="wide", head="other"))
     vision = dataclasses.replace(CLIP.vision, embed_dim=24)
     teachers = {"clip": CLIP, "wide": dataclasses.replace(CLIP, vision=vision)}
-    student = student_config(config, SAM, teachers)
+    encoder = dataclasses.replace(SAM.encoder, depth=4, groups=2)
+    two_groups = dataclasses.replace(SAM, encoder=encoder)
+    student = student_config(config, two_groups, teachers)
     assert {name: head.embed_dim for name, head in student.heads.items()} == {
         "clip": 8,
         "other": 24,
     }
-    sam, clip = (models.split(families.init(each))[1] for each in (SAM, CLIP))
+    sam, clip = (models.split(families.init(each))[1] for each in (two_groups, CLIP))
     params = start_params(student, sam, clip)
-    last = sam["encoder/global_blocks/qkv/kernel"][-1]
+    first, last = sam["encoder/global_blocks/qkv/kernel"]
+    assert (first != last).any()
     for name in student.heads:
         assert (params[f"heads/{name}/blocks/qkv/kernel"] == last).all()
     assert params.keys() == models.split(families.abstract(student))[1].keys()

@@ -3,7 +3,6 @@
 import collections
 
 import numpy as np
-from tqdm import tqdm
 
 from samclip_jax import families, models
 from samclip_jax.convert import readers
@@ -11,6 +10,7 @@ from samclip_jax.convert.detect import detect
 from samclip_jax.convert.tokenizer import tokenizer_json
 from samclip_jax.errors import UserError
 from samclip_jax.paths import local_path
+from samclip_jax.progress import Bar
 
 RELEASED = [family for family in families.FAMILIES.values() if family.release]
 HALVES = ("float16", "bfloat16")
@@ -52,7 +52,7 @@ def import_weights(source, quick_gelu=None, tokenizer=None):
         )
     params = _like(template, views, tensors)
     views = layout.views(params)
-    for key, parts in tqdm(views.items(), desc="reading", unit=" tensors", delay=5, mininterval=1):
+    for key, parts in Bar(views.items(), "reading", unit="tensors"):
         _fill(parts, tensors[key].read())
         if not all(np.isfinite(part).all() for part in parts):
             raise UserError(

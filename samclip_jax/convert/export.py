@@ -7,12 +7,12 @@ import struct
 import zipfile
 
 import numpy as np
-from tqdm import tqdm
 
 from samclip_jax import checkpoint
 from samclip_jax.convert.sam import SAM_MODEL, SEGMENT_ANYTHING
 from samclip_jax.errors import UserError, os_errors
 from samclip_jax.paths import local_path
+from samclip_jax.progress import Bar
 
 
 def export_weights(source, output, layout):
@@ -76,7 +76,7 @@ def write_safetensors(path, tensors):
 
 
 def _written(tensors):
-    for array in tqdm(tensors.values(), desc="writing", unit=" tensors", delay=5):
+    for array in Bar(tensors.values(), "writing", unit="tensors"):
         yield np.ascontiguousarray(array, "<f4")
 
 

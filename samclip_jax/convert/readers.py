@@ -21,10 +21,10 @@ from pathlib import Path
 import ml_dtypes  # noqa: F401  registers numpy's "bfloat16"
 import numpy as np
 from safetensors import safe_open
-from tqdm import tqdm
 
 from samclip_jax.errors import UserError, os_errors
 from samclip_jax.paths import local_path
+from samclip_jax.progress import Bar
 
 WEIGHT_FILES = (  # in a folder, the first that is there
     "open_clip_model.safetensors",
@@ -100,12 +100,12 @@ def sha256(files):
     """SHA-256 of the files' bytes, one file after another."""
     digest = hashlib.sha256()
     total = sum(path.stat().st_size for path in files)
-    with tqdm(total=total, desc="SHA-256", unit="B", unit_scale=True, delay=5) as progress:
+    with Bar(desc="SHA-256", total=total, unit="B") as bar:
         for path in files:
             with open(path, "rb") as file:
                 while block := file.read(1 << 22):
                     digest.update(block)
-                    progress.update(len(block))
+                    bar.update(len(block))
     return digest.hexdigest()
 
 

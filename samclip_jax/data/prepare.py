@@ -31,8 +31,6 @@ import os
 import shutil
 import threading
 
-import tqdm
-
 from samclip_jax.data import evaluation_sets, raw, records, tars
 from samclip_jax.data.decode import line
 from samclip_jax.data.packing import find_duplicates, plan_shards, write_shard
@@ -40,6 +38,7 @@ from samclip_jax.data.unit import Options, examples_of, prepare_unit, write_atom
 from samclip_jax.data.worker import end_with
 from samclip_jax.errors import UserError, command, os_errors
 from samclip_jax.paths import local_path
+from samclip_jax.progress import Bar
 
 KINDS = tars.KINDS | raw.KINDS | evaluation_sets.KINDS
 KIND_OPTIONS = {
@@ -143,7 +142,7 @@ def run(work, items, check, workers):
     count = context.Value("q", 0)
     inputs, rejects, examples = 0, collections.Counter(), {}
     stage = work.func.__name__.replace("_", " ")
-    bar = tqdm.tqdm(unit=" images", desc=f"{stage} 0/{len(items)}")
+    bar = Bar(desc=stage, total=len(items), unit="units", delay=0)
     pool = concurrent.futures.ProcessPoolExecutor(
         min(workers, len(items)), context, begin_worker, (work, count, os.getpid())
     )
@@ -152,14 +151,14 @@ def run(work, items, check, workers):
         try:
             while waiting:
                 done, waiting = concurrent.futures.wait(waiting, 0.5, "FIRST_COMPLETED")
-                for each in done:
-                    new_inputs, new_rejects, new_examples = each.result()
+                for unit in done:
+                    new_inputs, new_rejects, new_examples = unit.result()
                     inputs += new_inputs
                     rejects.update(new_rejects)
                     examples = new_examples | examples
                 check(inputs, rejects, examples, few=FEW)
-                bar.set_description(f"{stage} {len(items) - len(waiting)}/{len(items)}")
-                bar.update(count.value - bar.n)
+                bar.set_postfix_str(f"{count.value:,} images")
+                bar.update(len(done))
         except concurrent.futures.process.BrokenProcessPool:
             raise UserError(
                 "a worker was killed, perhaps for lack of memory; run the same again, with fewer "

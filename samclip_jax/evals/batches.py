@@ -7,12 +7,12 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from absl import logging
-from tqdm import tqdm
 
 from samclip_jax.data.decode import BadRecord, require_side
 from samclip_jax.data.evaluation_sets import CLASS_NAMES
 from samclip_jax.errors import UserError, memory_errors
 from samclip_jax.inference import texts
+from samclip_jax.progress import Bar
 
 THREADS = 4  # that read and prepare records while the model runs
 
@@ -22,7 +22,7 @@ class Batches:
 
     prepare(record) runs in threads. Unusable records are left out and counted in `rejected`, by
     reason; annotations that are left out, of `record["dropped"]`, which prepare may append to, in
-    `dropped`. Progress is shown from ten seconds on.
+    `dropped`. Progress is shown from five seconds on.
     """
 
     def __init__(self, source, prepare, batch_size, limit=None):
@@ -56,14 +56,14 @@ class Batches:
         waiting = collections.deque()
         with (
             ThreadPoolExecutor(THREADS) as threads,
-            tqdm(total=self.length, unit="image", delay=10, leave=False) as progress,
+            Bar(desc="evaluating", total=self.length, unit="images") as bar,
         ):
             for index in range(self.length + self.batch_size):
                 if index < self.length:
                     waiting.append(threads.submit(self._record, index))
                 if waiting and index >= self.batch_size:
                     prepared, dropped = waiting.popleft().result()
-                    progress.update()
+                    bar.update()
                     self.dropped.update(reason for _, reason, _ in dropped)
                     if isinstance(prepared, BadRecord):
                         self.rejected[prepared.reason] += 1
