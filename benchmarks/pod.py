@@ -56,7 +56,7 @@ def experiment(encoder, changes, folder):
 
 
 def row(name, report):
-    """A line of the README's table."""
+    """A line of the table in docs/tpu.md."""
     if not report["fits"]:
         return f"| {name} | {report['hbm_bytes_per_device'] / 1e9:.1f}, does not fit | | | | | | |"
     operations = [p["flops_per_device"] / p["ideal_flops_per_device"] for p in report["programs"]]

@@ -8,7 +8,7 @@ python -m samclip_jax.main --config=configs/stage2.py --workdir=DIR/stage2 --dis
 16 epochs of 20: 334,950 steps, on average of 1,920 images of D_CLIP, and 32 of D_SAM. These are
 643 M and 10.7 M images: D_CLIP is seen 16 times, D_SAM 17.3.
 
-On TPU pods set --config.fsdp=8. By the roofline (README, "On pods") the stage takes 8 hours on
+On TPU pods set --config.fsdp=8. By the roofline (docs/tpu.md) the stage takes 8 hours on
 v5e-64, 2 on v5e-256, with 1.9 and 1.0 GB a chip; on v5e-8 micro_batches=4 for both streams.
 
 Expected (paper, table 1): ImageNet zero-shot 71.7 at 224 px, COCO mask AP 40.9 (SAM 41.2).
