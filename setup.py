@@ -5,7 +5,7 @@ Upper bounds stand where the next release is known, or has often been, to break 
 
 from setuptools import find_packages, setup
 
-EVAL = ["matplotlib>=3.9,<4", "tensorflow-datasets>=4.9.9,<5"]
+TFDS = "tensorflow-datasets>=4.9.9,<5"
 
 setup(
     name="samclip_jax",
@@ -22,6 +22,7 @@ setup(
         "flax>=0.12.8,<0.13",
         "grain>=0.2.15,<0.3",
         "jax>=0.10,<0.13",
+        "matplotlib>=3.9,<4",
         "ml_collections>=1.0,<2",
         "msgpack>=1.0,<2",
         "numpy>=2.0,<3",
@@ -37,10 +38,10 @@ setup(
         "tqdm>=4.66,<5",
     ],
     extras_require={
-        "eval": EVAL,
-        "test": [*EVAL, "build>=1,<2", "pytest>=8,<10", "pytest-xdist>=3.6,<4", "ruff>=0.17,<0.18"],
+        "eval": [TFDS],
+        "test": [TFDS, "build>=1,<2", "pytest>=8,<10", "pytest-xdist>=3.6,<4", "ruff>=0.17,<0.18"],
         # data.prepare's kind tfds, for sets that TFDS has yet to make
-        "tfds": [EVAL[1], "importlib_resources>=6,<8", "tensorflow>=2.16,<3"],
+        "tfds": [TFDS, "importlib_resources>=6,<8", "tensorflow>=2.16,<3"],
         "prepare": ["apache-beam[gcp]>=2.60,<3"],
         "tpu": ["jax[tpu]>=0.10,<0.13", "gcsfs"],
         "gpu": ["jax[cuda12]>=0.10,<0.13"],  # NVIDIA's, on Linux

@@ -50,7 +50,9 @@ def main():
         cost = measured([*command, f"--seed={seed}"])
         reports.append(json.loads((workdir / "report.json").read_text()) | cost)
 
-    columns = [(key, title) for key, title in COLUMNS if any(key in reports[0][n] for n, _ in ROWS)]
+    columns = [
+        (key, title) for key, title, _ in COLUMNS if any(key in reports[0][n] for n, _ in ROWS)
+    ]
     figures = [["", *(title for _, title in columns)]]
     figures += [
         [title, *(metric(reports, name, key) for key, _ in columns)] for name, title in ROWS

@@ -3,8 +3,8 @@
 python -m samclip_jax.demo --workdir=runs/demo
 
 Writes WORKDIR/{teachers/sam,teachers/clip,distill_only,stage1,stage2,stage3}, each a checkpoint
-that `samclip_jax.load` takes, and WORKDIR/report.json and report.html. What was finished by an
-earlier call is not done again.
+that `samclip_jax.load` takes, and WORKDIR/report.json, report.html and picture.jpg. What was
+finished by an earlier call is not done again.
 """
 
 import json
@@ -21,14 +21,24 @@ import jax
 from absl import app, flags, logging
 from tqdm import tqdm
 
-from samclip_jax import checkpoint, compilation, demo_stages, errors, evals, models, progress, train
+from samclip_jax import (
+    checkpoint,
+    compilation,
+    demo_stages,
+    errors,
+    evals,
+    models,
+    page,
+    progress,
+    train,
+)
 from samclip_jax.data.shapes import TEMPLATES
 from samclip_jax.data.sources import make_source
 from samclip_jax.data.worker import end_with
 from samclip_jax.inference.model import load
 from samclip_jax.metrics import write_json
 from samclip_jax.paths import local_path
-from samclip_jax.report import claims, write_html
+from samclip_jax.report import claims
 
 WORKDIR = flags.DEFINE_string("workdir", "runs/demo", "where everything is written")
 SEED = flags.DEFINE_integer("seed", 0, "of the CLIP head's start and of the order of the data")
@@ -59,8 +69,11 @@ def run(workdir, seed=0):
     report["claims"] = claims(report)
     report["seconds"] = round(time.monotonic() - began, 1)
     write_json(workdir / "report.json", report)
-    model, scenes = load(workdir / "stage3"), make_source(**DATA["scenes"])
-    write_html(workdir / "report.html", report, model, scenes, demo_stages.REFINEMENT)
+    shown = {"sam": load(workdir / "teachers/sam"), "samclip": load(workdir / "stage3")}
+    runs = {stage: workdir / stage / "metrics.jsonl" for stage in INIT}
+    scenes = make_source(**DATA["scenes"])
+    page.write(workdir / "report.html", report, shown, runs, scenes, demo_stages.REFINEMENT)
+    page.write_picture(workdir / "picture.jpg", shown["samclip"], scenes, demo_stages.REFINEMENT)
     return report
 
 

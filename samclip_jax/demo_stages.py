@@ -54,7 +54,7 @@ def get_config(stage=""):
     config.steps = config.optimizer.schedule_steps = STEPS[stage]
     config.heads.clip.mlp_hidden = 128
     config.dtype = "float32"
-    config.log_every = 50
+    config.log_every = 10
     config.checkpoint_every = 10_000
     config.checkpoints_kept = 1
     return config

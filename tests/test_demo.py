@@ -1,9 +1,11 @@
 """demo.py and report.py: what the report must hold. test_install.py runs the whole path."""
 
 import json
+import re
 import time
 
 import pytest
+from PIL import Image
 
 from samclip_jax import demo
 from samclip_jax.data.prompts import PromptConfig
@@ -34,7 +36,9 @@ def check_report(folder):
     assert report["wise_ft"][-1]["box_miou"] == pytest.approx(report["distill_only"]["box_miou"])
     assert report["claims"] == claims(report)
     page = (folder / "report.html").read_text()
-    assert page.count("data:image/png") == 5 * 8
+    assert page.count("data:image/jpeg") == 4 * 4 + 3 + 3 * 3 and page.count("<svg") == 3
+    assert not re.search(r'(src|href)="(?!data:|#)', page), "the page loads nothing"
+    assert Image.open(folder / "picture.jpg").size == (4 * 396, 3 * 396)
 
 
 def test_the_first_error_of_a_lane_ends_the_others():
