@@ -42,10 +42,10 @@ def main():
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--workdir", type=local_path, default="runs/demo_seeds")
     parser.add_argument("--report", type=output_file)
-    given = parser.parse_args()
+    options = parser.parse_args()
     reports = []
-    for seed in range(given.seeds):
-        workdir = given.workdir / f"seed{seed}"
+    for seed in range(options.seeds):
+        workdir = options.workdir / f"seed{seed}"
         command = [sys.executable, "-m", "samclip_jax.demo", f"--workdir={workdir}"]
         cost = measured([*command, f"--seed={seed}"])
         reports.append(json.loads((workdir / "report.json").read_text()) | cost)
@@ -68,8 +68,8 @@ def main():
         interpolations.append([f"{same[0]['alpha']:.2f}", *map(spread, values)])
     print(table(figures), table(claims), table(interpolations), sep="\n\n")
     print("\nseconds:", spread([report["seconds"] for report in reports], 0))
-    if given.report:
-        write_json(given.report, reports)
+    if options.report:
+        write_json(options.report, reports)
 
 
 if __name__ == "__main__":

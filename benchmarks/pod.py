@@ -78,11 +78,11 @@ def main():
     parser = argparse.ArgumentParser(prog="pod", description=__doc__.split("\n")[0])
     parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(ROWS))
     parser.add_argument("--report", type=output_file)
-    given = parser.parse_args()
-    if unknown := [name for name in given.names if name not in ROWS]:
+    options = parser.parse_args()
+    if unknown := [name for name in options.names if name not in ROWS]:
         raise UserError(f"no row {unknown[0]!r}; they are {', '.join(ROWS)}")
     report = {}
-    for name in given.names or ROWS:
+    for name in options.names or ROWS:
         topology, encoder, changes = ROWS[name]
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "report.json"
@@ -96,8 +96,8 @@ def main():
             report[name] = json.loads(path.read_text()) | {"changes": changes}
             if encoder:
                 report[name]["encoder"] = dataclasses.asdict(encoder)
-        if given.report:
-            write_json(given.report, report)
+        if options.report:
+            write_json(options.report, report)
     print(HEADER)
     print("\n".join(row(*item) for item in report.items()))
 

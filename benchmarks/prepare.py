@@ -90,10 +90,10 @@ def main():
     parser.add_argument("--coco", type=existing, required=True)
     parser.add_argument("--images", type=int, default=1000)
     parser.add_argument("--report", type=output_file)
-    given = parser.parse_args()
+    arguments = parser.parse_args()
     rows, one = {}, functools.partial(prepare.run, workers=1)
     with tempfile.TemporaryDirectory() as folder:
-        tars = write_tars(given.coco, Path(folder), given.images)
+        tars = write_tars(arguments.coco, Path(folder), arguments.images)
         for name, (kind, images, options) in SETS.items():
             output = Path(folder) / "out" / name
             began = time.monotonic()
@@ -110,8 +110,8 @@ def main():
     print("\n| | " + " | ".join(columns) + " |\n|" + "---|" * (len(columns) + 1))
     for name, row in rows.items():
         print(f"| {name} | " + " | ".join(f"{value:.3g}" for value in row.values()) + " |")
-    if given.report:
-        write_json(given.report, rows)
+    if arguments.report:
+        write_json(arguments.report, rows)
 
 
 if __name__ == "__main__":
