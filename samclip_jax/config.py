@@ -148,7 +148,10 @@ class TrainConfig(Validated):
         for name, term in self.terms.items():
             if term.head not in (*self.heads, MASKS):
                 known = ", ".join((*self.heads, MASKS))
-                raise UserError(f"terms.{name}.head must be one of {known}, got {term.head!r}")
+                raise UserError(
+                    f"terms.{name}.head must be one of {known}, got {term.head!r}; name a further "
+                    "one in config.heads of the config file"
+                )
             _, kind = TARGETS[term.target]
             stream = self.streams.get(term.stream)
             if stream is None:

@@ -10,6 +10,8 @@ finished by an earlier call is not done again.
 import json
 import multiprocessing
 import os
+import shlex
+import signal
 import subprocess
 import sys
 import threading
@@ -27,6 +29,7 @@ from samclip_jax import (
     demo_stages,
     errors,
     evals,
+    interrupt,
     models,
     page,
     progress,
@@ -82,7 +85,7 @@ def baseline(workdir, configs, data):
     report = {
         f"{kind}_teacher": measure(load(workdir / "teachers" / kind), data) for kind in TEACHERS
     }
-    train.train(configs["distill_only"], workdir / "distill_only", "baseline, distillation only")
+    train.train(configs["distill_only"], workdir / "distill_only", "baseline")
     report["distill_only"] = measure(load(workdir / "distill_only"), data)
     report["wise_ft"] = wise_ft(workdir, data)
     return report
@@ -92,7 +95,7 @@ def merged(workdir, configs, data):
     """The report of the paper's three stages."""
     for number in (1, 2, 3):
         stage = f"stage{number}"
-        train.train(configs[stage], workdir / stage, f"SAM-CLIP, stage {number} of 3")
+        train.train(configs[stage], workdir / stage, f"stage {number} of 3")
     model = load(workdir / "stage3")
     report = {"stage2": measure(load(workdir / "stage2"), data), "samclip": measure(model, data)}
     for prefix, refinement in (("", demo_stages.REFINEMENT), ("paper_", {})):
@@ -204,7 +207,7 @@ def wise_ft(workdir, data):
     model = load(workdir / "distill_only")
     _, start, _ = checkpoint.load_model(workdir / "distill_only", initial=True)
     rows = []
-    for alpha in progress.Bar(ALPHAS, "baseline, interpolations with SAM", unit="of them"):
+    for alpha in progress.Bar(ALPHAS, "interpolations", unit="of them"):
         mixed = model.with_params(models.wise_ft(start, model.params, alpha))
         found = {"alpha": alpha}
         found |= evals.evaluate(
@@ -239,7 +242,11 @@ def main(argv):
     if len(argv) > 1:
         raise errors.UserError(f"unexpected argument {argv[1]!r}; options are --name=value")
     set_up()
-    report = run(local_path(WORKDIR.value), SEED.value)
+    try:
+        report = run(local_path(WORKDIR.value), SEED.value)
+    except KeyboardInterrupt:
+        print("stopped, and saved; the same command goes on", file=sys.stderr)
+        sys.exit(interrupt.EXIT_CODE + signal.SIGINT)
     print(ending(report, WORKDIR.value))
 
 
@@ -252,21 +259,29 @@ def ending(report, workdir):
         f"  {'holds' if claim['holds'] else 'does not hold'}"
         for claim in report["claims"]
     ]
-    model, python = f"{workdir}/stage3", "python -m samclip_jax"
-    return "\n".join(
-        [
-            *lines,
-            "",
-            f"{report['seconds'] / 60:.0f} minutes. Pictures and tables: {workdir}/report.html",
-            "",
-            "To try next, with this model:",
-            f"  {python}.evaluate --config=configs/eval.py:box_masks --checkpoint={model} \\",
+    lines += [
+        "",
+        f"{report['seconds'] / 60:.0f} minutes. Pictures and tables: {workdir}/report.html",
+    ]
+    return "\n".join([*lines, "", "To try next, with this model:", *what_to_try(workdir)])
+
+
+def what_to_try(workdir):
+    """Commands for the model in workdir; some need the checkout's configs/."""
+    near = Path(sys.executable).is_relative_to(Path.cwd())
+    python = os.path.relpath(sys.executable) if near else sys.executable
+    start, folder = f"  {shlex.quote(python)} -m samclip_jax", shlex.quote(workdir)
+    commands = [
+        f"{start}.convert export {folder}/stage3 {folder}/sam.pth --layout segment_anything"
+    ]
+    if Path("configs/demo.py").exists():
+        commands += [
+            f"{start}.evaluate --config=configs/eval.py:box_masks --checkpoint={folder}/stage3 \\",
             "      --config.data.name=shape_scenes --config.data.split=final --config.data.size=50",
-            f"  {python}.main --config=configs/demo.py:stage3 --workdir={workdir}/longer \\",
-            f"      --config.init={model} --config.teachers.clip={workdir}/teachers/clip",
-            f"  {python}.convert export {model} {workdir}/sam.pth --layout segment_anything",
+            f"{start}.main --config=configs/demo.py:stage3 --workdir={folder}/longer \\",
+            f"      --config.init={folder}/stage3 --config.teachers.clip={folder}/teachers/clip",
         ]
-    )
+    return commands
 
 
 if __name__ == "__main__":

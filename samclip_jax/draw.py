@@ -26,11 +26,13 @@ def colours(count):
 def label_map(image, labels, names, palette=None):
     """The photograph with its regions in colours and their names written on them.
 
-    image: uint8 [H, W, 3]. labels: int [H, W], an index of names; -1 is left as it is. palette:
-    uint8 [names, 3], by default `colours`. Returns uint8 [H', W', 3], enlarged by a whole number.
+    image: uint8 [H, W, 3]. labels: int [H, W], an index of names; any other is left as it is.
+    palette: uint8 [names, 3], by default `colours`. Returns uint8 [H', W', 3], enlarged by a whole
+    number.
     """
     palette = colours(len(names)) if palette is None else palette
     scale = enlargement(image)
+    labels = np.where((labels >= 0) & (labels < len(names)), labels, -1)
     large = np.kron(labels, np.ones((scale, scale), labels.dtype))
     tinted = np.where(
         (large >= 0)[..., None], TINT * palette[large] + (1 - TINT) * photo(image), photo(image)
@@ -66,8 +68,8 @@ def outlines(image, masks, boxes=(), palette=None):
 
 
 def heat(image, values):
-    """The photograph under a map of heat. values: float [h, w] of any size, dark the least, bright
-    the greatest. Returns uint8 [H', W', 3]."""
+    """The photograph under a map of heat. values: finite float [h, w] of any size, dark the least,
+    bright the greatest. Returns uint8 [H', W', 3]."""
     low, high = float(np.min(values)), float(np.max(values))
     levels = (255 * (np.asarray(values, np.float32) - low) / max(high - low, 1e-9)).astype(np.uint8)
     grey = photo(image).mean(-1, keepdims=True)

@@ -10,7 +10,8 @@ import numpy as np
 from PIL import Image
 
 from samclip_jax import draw
-from samclip_jax.data.shapes import TEMPLATES
+from samclip_jax.data.shapes import COLOURS, GROUNDS, SHAPES, TEMPLATES
+from samclip_jax.errors import os_errors
 from samclip_jax.inference.predictor import Predictor
 from samclip_jax.inference.refine import Refinement
 from samclip_jax.report import COLUMNS, ROWS
@@ -27,8 +28,10 @@ body { font: 17px/1.55 system-ui, sans-serif; color: var(--ink); background: var
 margin: 0 auto; max-width: 76rem; padding: 1.5rem 1rem 4rem }
 h1 { font-size: 1.9rem; line-height: 1.2; margin: .5rem 0 } h2 { margin: 3rem 0 .3rem }
 p, dl { max-width: 46rem } figcaption, small, dd { color: var(--pale) }
-.row { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 10rem), 1fr));
-gap: .8rem; margin: 1rem 0 0 } figure { margin: 0 } figcaption { font-size: .9rem }
+.row, .plots { display: grid; gap: .8rem; margin: 1rem 0 0;
+grid-template-columns: repeat(auto-fit, minmax(min(100%, 10rem), 1fr)) }
+.plots { grid-template-columns: repeat(auto-fit, minmax(min(100%, 20rem), 1fr)) }
+figure { margin: 0 } figcaption { font-size: .9rem }
 img, svg { display: block; width: 100%; height: auto; border-radius: .4rem }
 .key { margin: .4rem 0 1.6rem; font-size: .9rem } .key span { margin-right: 1rem;
 white-space: nowrap } .key i { display: inline-block; width: .8em; height: .8em;
@@ -53,8 +56,8 @@ def write(path, report, models, runs, scenes, refinement):
     body = f"""
 <h1>Two models in one encoder</h1>
 <p>A small Segment Anything, which knows where things are, and a small CLIP, which knows what they
-are, were merged by distillation in {report["seconds"] / 60:.0f} minutes on this machine (SAM-CLIP,
-arXiv 2310.15308). The pictures show scenes that no model was trained or tuned on.</p>
+are, were merged by distillation on this machine (SAM-CLIP, arXiv 2310.15308). The pictures show
+scenes that no model was trained or tuned on.</p>
 <h2>Words become masks</h2>
 <p>The merged model is given the names of all {len(classes)} classes and nothing else. Its CLIP head
 names every patch; its SAM head then says how far each named thing reaches. One pass of the encoder
@@ -68,10 +71,10 @@ serves both.</p>
 there.</p>
 {"".join(same_boxes(models["sam"], merged, scenes[i]) for i in PROMPT)}
 <h2>How it was learnt</h2>
-<div class="row">{plots(report, runs)}</div>
+<div class="plots">{plots(report, runs)}</div>
 <h2>What the paper claims, measured here</h2>
 {claims_table(report["claims"])}
-<p><small>Points of per cent, on {scenes.size} scenes and 1,000 objects.</small></p>
+<p><small>Points of per cent, on images that no model was trained or tuned on.</small></p>
 <h2>All figures</h2>
 {figures_table(report)}
 <dl>{"".join(f"<dt>{title}</dt><dd>{meaning}</dd>" for _, title, meaning in COLUMNS)}</dl>
@@ -83,7 +86,8 @@ there.</p>
         '<meta name=viewport content="width=device-width, initial-scale=1">'
         f"<title>SAM-CLIP: two models in one encoder</title><style>{STYLE}</style>{body}</html>\n"
     )
-    path.write_text(page)
+    with os_errors(f"{path} was not written"):
+        path.write_text(page, encoding="utf-8")
 
 
 def words_to_masks(model, scene, classes, refinement):
@@ -107,13 +111,19 @@ def pictures_of_words(model, scene, classes, refinement):
         "both heads": predictor.segment(classes, refine=both, templates=TEMPLATES),
         "truth": scene["semantic"],
     }
-    there = np.unique(np.concatenate([labels.ravel() for labels in maps.values()]))
-    palette = np.zeros((len(classes), 3), np.uint8)
-    palette[there] = draw.colours(len(there))
+    present = np.unique(np.concatenate([labels.ravel() for labels in maps.values()]))
+    palette = class_colours()
     pictures = {scene["caption"]: draw.photo(scene["image"])}
     for title, labels in maps.items():
         pictures[title] = draw.label_map(scene["image"], labels, classes, palette)
-    return pictures, {classes[i]: palette[i] for i in there}
+    return pictures, {classes[i]: palette[i] for i in present}
+
+
+def class_colours():  # -> uint8 [classes, 3]
+    """A class of data/shapes.py in the colour it names, each shape in a shade of its own."""
+    shades = np.linspace(1, 0.45, len(SHAPES))
+    objects = np.einsum("s,cr->scr", shades, np.array(list(COLOURS.values()))).reshape(-1, 3)
+    return np.concatenate([objects, np.array(list(GROUNDS.values()))]).astype(np.uint8)
 
 
 def write_picture(path, model, scenes, refinement):
@@ -178,14 +188,16 @@ def plots(report, runs):
 
 
 def read_metrics(path):
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    """Its lines by step; of two of one step the later one counts."""
+    lines = map(json.loads, path.read_text().splitlines())
+    return sorted({line["step"]: line for line in lines}.values(), key=lambda line: line["step"])
 
 
 def plot_clip_losses(axes, lines):
     baseline = lines["distill_only"]
     axes.plot(*curve(baseline, "clip/loss"), label="baseline, CLIP loss alone", color="#e0803c")
     first = 0
-    for number, colour in (1, "#7fb2f0"), (2, "#3c7fd8"), (3, "#1f4f9c"):
+    for number, colour in (1, "#9cc4f5"), (2, "#5a97e0"), (3, "#3572c6"):
         stage = lines[f"stage{number}"]
         steps, losses = curve(stage, "clip/loss")
         axes.plot(first + steps, losses, label=f"SAM-CLIP, stage {number}", color=colour)
@@ -217,8 +229,9 @@ def plot_interpolation(axes, report):
 
 
 def curve(lines, name):
-    values = [(line["step"], line[name]) for line in lines if line.get(name) is not None]
-    return np.array(values, float).T
+    """(steps, values) of a metric; NaN where it was not finite."""
+    logged = [line for line in lines if name in line]
+    return np.array([[line["step"], line[name]] for line in logged], float).T
 
 
 def figure_of(draw_into, caption):

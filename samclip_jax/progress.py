@@ -1,15 +1,19 @@
 """What one sees while something runs: on a terminal a bar, in a file a line every tenth of the way.
 
-Of several processes on one terminal each has a line of its own (`use_line`).
+Of several processes on one terminal each has a line of its own (`use_line`). Progress never ends
+what it tells of: where it cannot be shown, it is not.
 """
 
+import contextlib
+import io
+import os
 import sys
 import time
 
 from tqdm import tqdm
 
-SECONDS = 300  # at most, between two lines in a file
-BAR = "{desc}: {percentage:3.0f}% {bar} {n_fmt}/{total_fmt} {unit}, {remaining} left{postfix}"
+SECONDS = 60  # at most, between two lines in a file
+BAR = "{desc}: {percentage:3.0f}% {bar:12} {n_fmt}/{total_fmt} {unit}, {remaining} left{postfix}"
 LINE = "{desc}: {n_fmt}/{total_fmt} {unit}, {remaining} left{postfix}"
 _line, _speaks, _shows_bars = 0, True, True
 
@@ -29,22 +33,31 @@ def be_quiet():
 def say(text):
     """A line for the person who waits, above all bars."""
     if _speaks:
-        tqdm.write(text, file=sys.stdout)
-        sys.stdout.flush()
+        with contextlib.suppress(OSError, ValueError):
+            tqdm.write(text, file=sys.stdout)
+            sys.stdout.flush()
+
+
+def is_terminal():
+    """Whether stderr is a terminal of a known size, on which lines can be drawn again."""
+    try:
+        return sys.stderr.isatty() and os.get_terminal_size(sys.stderr.fileno()).columns > 0
+    except (AttributeError, OSError, ValueError):  # there is none, or it is closed
+        return False
 
 
 class Bar(tqdm):
-    """How far something is. What ends within `delay` seconds shows nothing.
+    """How far something is, on stderr. What ends within `delay` seconds shows nothing.
 
-    In a file: "TITLE: 45/450 steps, 01:20 left, loss 0.5", every tenth and every five minutes.
+    In a file: "TITLE: 45/450 steps, 01:20 left, loss 0.5", as soon as there is a postfix, then at
+    every tenth and every minute.
     """
 
     def __init__(self, items=None, desc="", total=None, unit="", initial=0, delay=5):
-        self.is_terminal = sys.stderr.isatty()
+        self.is_terminal = is_terminal()
         if total is None and hasattr(items, "__len__"):
             total = len(items)
-        self.tenth, self.began = 10 * initial // total if total else 0, time.monotonic()
-        self.shown = self.began
+        self.tenth, self.shown = 10 * initial // total if total else 0, None
         super().__init__(
             items,
             desc,
@@ -53,25 +66,28 @@ class Bar(tqdm):
             unit_scale=unit == "B",
             initial=initial,
             delay=delay,
+            file=sys.stderr if self.is_terminal else io.StringIO(),  # a file gets whole lines
             position=_line,
-            disable=not _shows_bars,
+            disable=not _shows_bars or sys.stderr is None,
             leave=False,
             dynamic_ncols=True,
             bar_format=(BAR if self.is_terminal else LINE) if total else None,
         )
 
     def display(self, msg=None, pos=None):
-        """tqdm's, which draws; in a file it writes only at a tenth."""
+        """tqdm's, which draws; in a file it writes a line, and seldom."""
         if self.is_terminal:
             return super().display(msg, pos)
         now, tenth = time.monotonic(), 10 * self.n // self.total if self.total else 0
-        if msg is None and (tenth > self.tenth or now > self.shown + SECONDS):
+        is_first = self.shown is None and self.postfix
+        is_due = self.shown is not None and now > self.shown + SECONDS
+        if msg is None and (tenth > self.tenth or is_first or is_due):
             self.tenth, self.shown = tenth, now
-            print(self, file=sys.stderr, flush=True)
+            self._print(self)
         return False
 
     def close(self):
-        if not self.disable and time.monotonic() > self.began + self.delay:
+        if not self.disable and time.time() > self.start_t + self.delay:
             self.refresh()
         super().close()
 
@@ -79,5 +95,9 @@ class Bar(tqdm):
         """What is done at this moment: beside the bar, or a line in a file."""
         if self.is_terminal and not self.disable:
             self.set_postfix_str(text)
-        elif _speaks:
-            print(f"{self.desc}: {text}", file=sys.stderr, flush=True)
+        elif _speaks and sys.stderr:
+            self._print(f"{self.desc}: {text}")
+
+    def _print(self, text):
+        with contextlib.suppress(OSError, ValueError):  # a full disk, a reader that has gone
+            print(text, file=sys.stderr, flush=True)

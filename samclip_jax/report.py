@@ -13,8 +13,8 @@ COLUMNS = (  # key in report.json, what it is called, what it means
     (
         "zero_shot_accuracy",
         "zero-shot accuracy",
-        "Of 1,000 pictures of one main object or bare ground: how many get the right name among "
-        "all classes.",
+        "Of pictures of one main object or bare ground: how many get the right name among all "
+        "classes.",
     ),
     (
         "box_miou",

@@ -20,10 +20,16 @@ def student_config(config, start, teachers):
     heads = dict(getattr(start, "heads", {}))
     for term_name, term in config.terms.items():
         teacher = teachers[term.teacher]
-        if masks_of(getattr(teacher, "sam", start.sam)) != masks_of(start.sam):
+        sams = start.sam, getattr(teacher, "sam", start.sam)
+        if term.target != "summary" and len({sam.encoder.patch for sam in sams}) > 1:
             raise UserError(
-                f"--config.teachers.{term.teacher}: its patches are not as large as the student's, "
-                "or its masks not as many; give a SAM of the student's kind"
+                f"--config.teachers.{term.teacher}: its patches are not as large as the student's; "
+                "give a SAM of the student's kind"
+            )
+        if term.head == MASKS and len({sam.mask_decoder.multimask_outputs for sam in sams}) > 1:
+            raise UserError(
+                f"--config.teachers.{term.teacher}: it has another number of masks than the "
+                "student; give a SAM of the student's kind"
             )
         if term.head == MASKS:
             continue
@@ -37,16 +43,13 @@ def student_config(config, start, teachers):
             )
         for key, value in vars(config.heads[term.head]).items():
             if getattr(head, key) != value:
+                there = getattr(head, key)
                 raise UserError(
-                    f"--config.heads.{term.head}.{key} is {value!r}, the head to go on from "
-                    f"has {getattr(head, key)!r}; give the same, or name a new head"
+                    f"--config.heads.{term.head}.{key} is {value!r}, but the head {term.head!r} "
+                    f"that training starts from has {there!r}: set it to that"
                 )
     text = getattr(start, "text", None) or teachers[text_teacher(config, teachers)].text
     return SamClipConfig(start.sam, heads, text)
-
-
-def masks_of(sam):
-    return sam.encoder.patch, sam.mask_decoder.multimask_outputs
 
 
 def text_teacher(config, teachers):

@@ -213,7 +213,9 @@ def train(values, workdir, title=None):
         else checkpoint.load_model(workdir, {"masks", "text"}, mesh)
     )
     require_heads(config, teacher_configs, model_config, workdir)
-    require_divisible(streams, model_config.sam.encoder.patch, mesh)
+    for model in (model_config, *teacher_configs.values()):
+        if hasattr(model, "sam"):
+            require_divisible(streams, model.sam.encoder.patch, mesh)
     teachers.require_fit(config, params, teacher_params)
     trainable, frozen, factors = partition(config, models.image_params(params))
     if is_new:
@@ -286,7 +288,8 @@ def train(values, workdir, title=None):
                 rate = schedule(step - 1 - bad.get("bad_steps", 0))
                 line = {**metrics, "learning_rate": rate, **bad, **rejected, **timer.take()}
                 writer.write(step, line := jax.device_get(line))
-                bar.set_postfix_str(short(line), refresh=False)
+                last_line = short(config.terms, line, rejected)
+                bar.set_postfix_str(last_line, refresh=False)
             bar.update()
             evaluating = not last and config.eval_every and step % config.eval_every == 0
             stopped_by = interrupts.requested(step)
@@ -299,6 +302,9 @@ def train(values, workdir, title=None):
                 sys.exit(interrupt.EXIT_CODE + stopped_by)
             if evaluating:
                 evaluate_now(step)
+        bar.close()
+        if first < config.steps:
+            progress.say(f"{title}: all {config.steps:,} steps are done, {last_line}; {workdir}")
         return evaluate_now(config.steps) if config.evals else {}
 
 
@@ -309,11 +315,18 @@ def evaluate(config, workdir, mesh, student, params):
     return evals.evaluate_all(student.with_params({**start, **params}), config.evals)
 
 
-def short(metrics):
-    """What the progress shows of a step's metrics: "loss clip 0.53, sam 0.002"."""
-    losses = {k.removesuffix("/loss"): v for k, v in metrics.items() if k.endswith("/loss")}
-    bad = f", {metrics['bad_steps']} bad steps" if metrics.get("bad_steps") else ""
-    return "loss " + ", ".join(f"{name} {value:.3g}" for name, value in losses.items()) + bad
+def short(terms, metrics, rejected):
+    """What the progress shows of a step: "loss clip 0.53, sam 0.002, 0.21 s a step", and what is
+    not as it should be."""
+    losses = ", ".join(f"{name} {metrics[f'{name}/loss']:.3g}" for name in terms)
+    parts = [f"loss {losses}", f"{metrics['seconds_per_step']:.3g} s a step"]
+    if metrics["data_wait"] > 0.02:
+        parts.append(f"{100 * metrics['data_wait']:.0f} % of it waiting for data")
+    if metrics.get("bad_steps"):
+        parts.insert(0, f"{metrics['bad_steps']} bad steps")
+    if rejected:
+        parts.append(f"{rejected.total()} records rejected")
+    return ", ".join(parts)
 
 
 def counted(rejected):

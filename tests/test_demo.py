@@ -79,13 +79,17 @@ def test_claims_hold_or_do_not(metric, change, lost):
     assert not claims(report)[-1]["holds"]
 
 
-def test_the_end_tells_the_claims_the_page_and_what_to_try():
+def test_the_end_tells_the_claims_the_page_and_what_to_try(monkeypatch, tmp_path):
+    """Without a checkout, of the commands the one that needs none."""
     claims = [
         {"claim": "accuracy", "points": 1.25, "asked": -2, "holds": True},
         {"claim": "both heads", "points": 2.5, "asked": 3, "holds": False},
     ]
-    ending = demo.ending({"claims": claims, "seconds": 600.0}, "runs/demo").splitlines()
+    ending = demo.ending({"claims": claims, "seconds": 600.0}, "my runs/demo").splitlines()
     assert ending[1].split() == ["accuracy", "+1.2", "-2.0", "holds"]
     assert ending[2].split()[2:] == ["+2.5", "+3.0", "does", "not", "hold"]
-    assert "10 minutes" in ending[4] and ending[4].endswith("runs/demo/report.html")
-    assert sum("python -m samclip_jax" in line for line in ending) == 3
+    assert "10 minutes" in ending[4] and ending[4].endswith("my runs/demo/report.html")
+    assert sum("-m samclip_jax." in line for line in ending) == 3
+    assert "'my runs/demo'/stage3" in ending[7]
+    monkeypatch.chdir(tmp_path)
+    assert len(demo.what_to_try("runs/demo")) == 1

@@ -145,7 +145,7 @@ def test_a_wheel_holds_the_package_alone_and_needs_no_checkout(wheel, tmp_path):
         text=True,
     )
     once, again, with_another_seed = done.stdout.split("----\n")
-    trained = "SAM-CLIP, stage 3 of 3: 2/2 steps"
+    trained = "stage 3 of 3: 2/2 steps"
     assert trained in once and "stage 3 of 3" not in again
     assert "begun with another seed or config" in with_another_seed
     check_report(tmp_path / "runs")

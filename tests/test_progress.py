@@ -28,8 +28,9 @@ def test_in_a_file_there_is_a_line_every_tenth(run_python):
     assert (code, out) == (0, "")
     lines = err.splitlines()
     found = [re.fullmatch(r"stage2: (\d+)/450 steps, 00:0\d left, loss (\d+)", x) for x in lines]
-    assert len(found) == 10 and all(found), lines
-    steps = [int(match[1]) for match in found]
+    assert len(found) == 11 and all(found), lines
+    first, *steps = [int(match[1]) for match in found]
+    assert first < 45
     assert all(
         tenth <= step < tenth + 45 for tenth, step in zip(range(45, 451, 45), steps, strict=True)
     )
@@ -115,6 +116,16 @@ def test_on_a_terminal_each_process_has_a_line(environment, tmp_path):
                 for x in row
             ), row
         assert any(x.endswith("compiling") for x in row)
+
+
+@pytest.mark.parametrize("closed", ["2>&-", "2>/dev/full"])
+def test_what_cannot_be_shown_ends_nothing(environment, closed):
+    code = "from samclip_jax import progress; progress.say('goes on')\n" + STEPS + "print('done')"
+    command = f'exec {sys.executable} -c "$0" 10 0 0 0.02 {closed}'
+    done = subprocess.run(
+        ["sh", "-c", command, code], env=environment, stdout=subprocess.PIPE, text=True
+    )
+    assert (done.returncode, done.stdout) == (0, "goes on\ndone\n")
 
 
 def test_a_quiet_process_shows_nothing(run_python):

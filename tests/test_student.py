@@ -71,20 +71,27 @@ def test_a_head_of_another_width_than_its_teachers_is_refused():
 def test_a_head_is_not_silently_another_than_the_config_has(key, value, there):
     """What config.heads says of a head that the start has already is compared."""
     config = run_config(dataclasses.replace(HEAD, **{key: value}), a=term())
-    with pytest.raises(UserError, match=f"heads.clip.{key} is {value!r}, .* has {there!r}; give"):
+    with pytest.raises(UserError, match=f"heads.clip.{key} is {value!r}, .* has {there!r}: set"):
         student_config(config, STUDENT, {"clip": CLIP})
 
 
 @pytest.mark.parametrize(
-    "part, change", [("encoder", {"patch": 24}), ("mask_decoder", {"multimask_outputs": 4})]
+    "part, change, sentence",
+    [
+        ("encoder", {"patch": 24}, "its patches are not"),
+        ("mask_decoder", {"multimask_outputs": 4}, "it has another number of masks"),
+    ],
 )
-def test_a_sam_of_other_patches_or_masks_is_no_teacher(part, change):
+def test_a_sam_of_other_patches_or_masks_is_no_teacher_of_them(part, change, sentence):
+    """A merged one may still give its summary."""
     other = dataclasses.replace(SAM, **{part: dataclasses.replace(getattr(SAM, part), **change)})
     config = run_config(
         a=term(), b=TermConfig("sam", "sam", "masks", "mask_decoder", "masks", 10.0)
     )
-    with pytest.raises(UserError, match="--config.teachers.sam: its patches are not"):
+    with pytest.raises(UserError, match=f"--config.teachers.sam: {sentence}"):
         student_config(config, SAM, {"clip": CLIP, "sam": other})
+    merged = dataclasses.replace(STUDENT, sam=other)
+    assert student_config(run_config(a=term()), STUDENT, {"clip": merged}) == STUDENT
 
 
 @pytest.mark.parametrize("weight", [None, 0.0])

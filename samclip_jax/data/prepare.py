@@ -30,6 +30,7 @@ import multiprocessing
 import os
 import shutil
 import threading
+import time
 
 from samclip_jax.data import evaluation_sets, raw, records, tars
 from samclip_jax.data.decode import line
@@ -142,7 +143,7 @@ def run(work, items, check, workers):
     count = context.Value("q", 0)
     inputs, rejects, examples = 0, collections.Counter(), {}
     stage = work.func.__name__.replace("_", " ")
-    bar = Bar(desc=stage, total=len(items), unit="units", delay=0)
+    bar, began = Bar(desc=stage, total=len(items), unit="units", delay=0), time.monotonic()
     pool = concurrent.futures.ProcessPoolExecutor(
         min(workers, len(items)), context, begin_worker, (work, count, os.getpid())
     )
@@ -151,13 +152,14 @@ def run(work, items, check, workers):
         try:
             while waiting:
                 done, waiting = concurrent.futures.wait(waiting, 0.5, "FIRST_COMPLETED")
-                for unit in done:
-                    new_inputs, new_rejects, new_examples = unit.result()
+                for finished in done:
+                    new_inputs, new_rejects, new_examples = finished.result()
                     inputs += new_inputs
                     rejects.update(new_rejects)
                     examples = new_examples | examples
                 check(inputs, rejects, examples, few=FEW)
-                bar.set_postfix_str(f"{count.value:,} images")
+                rate = count.value / (time.monotonic() - began)
+                bar.set_postfix_str(f"{count.value:,} images, {rate:.3g} a second")
                 bar.update(len(done))
         except concurrent.futures.process.BrokenProcessPool:
             raise UserError(
