@@ -22,10 +22,11 @@ class Batches:
 
     prepare(record) runs in threads. Unusable records are left out and counted in `rejected`, by
     reason; annotations that are left out, of `record["dropped"]`, which prepare may append to, in
-    `dropped`. Progress is shown from five seconds on.
+    `dropped`. Progress is shown, after the title, from ten seconds on.
     """
 
-    def __init__(self, source, prepare, batch_size, limit=None):
+    def __init__(self, source, prepare, batch_size, limit=None, title="images"):
+        self.title = title
         self.source, self.prepare, self.batch_size = source, prepare, batch_size
         self.length = len(source) if limit is None else min(limit, len(source))
         self.images, self.rejected = 0, collections.Counter()
@@ -56,7 +57,7 @@ class Batches:
         waiting = collections.deque()
         with (
             ThreadPoolExecutor(THREADS) as threads,
-            Bar(desc="evaluating", total=self.length, unit="images") as bar,
+            Bar(desc=self.title, total=self.length, unit="images", delay=10) as bar,
         ):
             for index in range(self.length + self.batch_size):
                 if index < self.length:

@@ -61,7 +61,8 @@ def point_prompt(box, mask):
 
 
 def _masks(model, source, name, prompt, multimask, threshold, batch_size, limit):
-    model.require("masks", what=f"{name}_masks")
+    task = f"{name}_masks"
+    model.require("masks", what=task)
     side = model.encoder.image_size
     thresholds = np.array([0.0])
     if threshold is not None:
@@ -84,7 +85,7 @@ def _masks(model, source, name, prompt, multimask, threshold, batch_size, limit)
         return frame, size, original, instances
 
     ious, areas, true_area, count = np.zeros(len(thresholds)), np.zeros(len(thresholds)), 0, 0
-    batches = Batches(source, prepare, batch_size, limit)
+    batches = Batches(source, prepare, batch_size, limit, task)
     for batch in batches:
         images, sizes, originals, instances = zip(*batch, strict=True)
         encoded = model.encode_frames(stack(images, batch_size), stack(sizes, batch_size))

@@ -28,7 +28,7 @@ def refined_segmentation(
     text = model.class_embeddings(classes, templates)
     side = model.encoder.image_size
     total = np.zeros((len(classes),) * 2, int)
-    batches = Batches(source, square(side), batch_size, limit)
+    batches = Batches(source, square(side), batch_size, limit, "refined_segmentation")
     for batch in batches:
         images, semantics = zip(*batch, strict=True)
         sizes = np.full((batch_size, 2), side)

@@ -36,7 +36,7 @@ def retrieval(
         return transforms.centre_crop(record["image"], size), captions
 
     images, texts, owners = [], [], []  # owners[i]: the image that texts[i] belongs to
-    batches = Batches(source, prepare, batch_size, limit)
+    batches = Batches(source, prepare, batch_size, limit, "retrieval")
     for batch in batches:
         crops, captions = zip(*batch, strict=True)
         owners += [len(images) + i for i, each in enumerate(captions) for _ in each]

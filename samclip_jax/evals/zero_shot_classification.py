@@ -27,7 +27,7 @@ def zero_shot_classification(
         return transforms.centre_crop(record["image"], size), field(record, "label")
 
     hits = np.zeros(len(classes), int)  # hits[k]: images whose label is the k-th likeliest class
-    batches = Batches(source, prepare, batch_size, limit)
+    batches = Batches(source, prepare, batch_size, limit, "zero_shot_classification")
     for batch in batches:
         images, labels = zip(*batch, strict=True)
         scores = model.encode_crops(stack(images, batch_size))[: len(batch)] @ text.T

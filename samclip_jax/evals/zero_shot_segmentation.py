@@ -32,7 +32,7 @@ def zero_shot_segmentation(
     size = model.side or image_size
     whole = (size, size)
     total = np.zeros((len(classes),) * 2, int)
-    batches = Batches(source, square(size), batch_size, limit)
+    batches = Batches(source, square(size), batch_size, limit, "zero_shot_segmentation")
     for batch in batches:
         images, semantics = zip(*batch, strict=True)
         dense = model.patch_embeddings(stack(images, batch_size), maskclip)[: len(batch)]
