@@ -7,7 +7,7 @@ python -m samclip_jax.main --config=configs/stage1.py --workdir=DIR/stage1 --dis
 20 epochs: 418,688 steps of 1,920 images on average, 804 M images of D_CLIP.
 
 On TPU pods set --config.fsdp=8. By the roofline (--compile_only=v5e:8x8) the stage takes 5 hours on
-v5e-64, with 0.5 GB a chip: counted with batches of 2,048 and 512 images, not yet with these.
+v5e-64, with 0.7 GB a chip.
 
 Expected (paper): no figure is given after this stage. Not run on the real data.
 """
