@@ -33,7 +33,8 @@ lint: $(VENV)/ready
 $(VENV)/ready: setup.py
 	@test -n "$(PYTHON)" || { echo "make: Python 3.11 or newer with its venv module is needed" \
 		"(Debian, Ubuntu: apt install python3-venv)" >&2; exit 1; }
-	$(PYTHON) -m venv $(VENV)
-	mkdir -p "$(XDG_CACHE_HOME)"
-	TMPDIR="$(XDG_CACHE_HOME)" $(VENV)/bin/python -m pip install --quiet --no-cache-dir -e '.[test]'
-	touch $@
+	@echo "setting up $(VENV), once: some minutes"
+	@$(PYTHON) -m venv $(VENV)
+	@mkdir -p "$(XDG_CACHE_HOME)"
+	@TMPDIR="$(XDG_CACHE_HOME)" $(VENV)/bin/python -m pip install -qq --no-cache-dir -e '.[test]'
+	@touch $@
