@@ -26,7 +26,6 @@ from samclip_jax.models.config import (
     MaskDecoderConfig,
     SamConfig,
 )
-from samclip_jax.teachers import at_rest
 
 SAM = SamConfig(
     ImageEncoderConfig(
@@ -287,18 +286,6 @@ def test_training_in_bfloat16(stages, teachers, tmp_path):
     assert {leaf.dtype for leaf in checkpoint.load_model(tmp_path / "run")[1].values()} == {
         jnp.dtype("float32")
     }
-
-
-def test_a_teacher_at_rest_in_half_precision_says_the_same():
-    graph, params = models.split(families.init(CLIP))
-    images = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 3), np.uint8)
-    half_precision = at_rest(params, jnp.bfloat16)
-    assert half_precision["vision/blocks/qkv/kernel"].dtype == jnp.bfloat16
-    whole, half = (
-        jax.jit(lambda params: models.merge(graph, params).encode_image(images, jnp.bfloat16))(each)
-        for each in (params, half_precision)
-    )
-    np.testing.assert_array_equal(whole, half)
 
 
 def test_prompts_in_groups_give_the_same_loss_and_gradient():
