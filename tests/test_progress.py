@@ -1,5 +1,6 @@
 """progress.py: one line for each that runs on a terminal, few lines in a file, none on stdout."""
 
+import collections
 import fcntl
 import os
 import re
@@ -9,6 +10,8 @@ import sys
 import termios
 
 import pytest
+
+from samclip_jax.train import short
 
 STEPS = """
 import sys, time
@@ -131,3 +134,14 @@ def test_what_cannot_be_shown_ends_nothing(environment, closed):
 def test_a_quiet_process_shows_nothing(run_python):
     code = "from samclip_jax import progress; progress.be_quiet(); progress.say('goes on')\n"
     assert run_python(code + STEPS, 10, 0, 0, 0) == (0, "", "")
+
+
+def test_a_step_is_told_by_its_losses_and_what_is_not_as_it_should_be():
+    line = {"clip/loss": 0.5, "sam/loss": 0.002, "seconds_per_step": 0.25, "data_wait": 0.01}
+    assert short(["clip", "sam"], line, collections.Counter()) == (
+        "loss clip 0.5, sam 0.002, 0.25 s a step"
+    )
+    line |= {"data_wait": 0.5, "bad_steps": 3, "bad_steps/clip/loss": 3}
+    assert short(["clip"], line, collections.Counter({"clip/truncated": 2})) == (
+        "3 bad steps, loss clip 0.5, 0.25 s a step, 50 % of it waiting for data, 2 records rejected"
+    )
