@@ -299,8 +299,8 @@ def _at(leaf, sharding):
 
 def _with_shardings(abstract_state):
     """Every leaf gets a sharding: Orbax would else ask for the devices that it was saved from."""
-    given = [getattr(leaf, "sharding", None) for leaf in jax.tree.leaves(abstract_state)]
-    meshes = [sharding.mesh for sharding in given if hasattr(sharding, "mesh")]
+    shardings = [getattr(leaf, "sharding", None) for leaf in jax.tree.leaves(abstract_state)]
+    meshes = [one.mesh for one in shardings if hasattr(one, "mesh")]
     replicated = jax.NamedSharding(meshes[0], jax.P()) if meshes else _one_device()
     return jax.tree.map(
         lambda leaf: _at(leaf, getattr(leaf, "sharding", None) or replicated), abstract_state

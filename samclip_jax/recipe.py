@@ -34,9 +34,9 @@ def anything(value=None):
 
 def source(name, **options):
     """A source of data/sources.py and every option that one can have; None: not given."""
-    known = {name for made in SOURCES.values() for name in inspect.signature(made).parameters}
+    known = {name for kind in SOURCES.values() for name in inspect.signature(kind).parameters}
     names = sorted(known | options.keys())
-    return ConfigDict({"name": name} | {each: anything(options.get(each)) for each in names})
+    return ConfigDict({"name": name} | {key: anything(options.get(key)) for key in names})
 
 
 def base():

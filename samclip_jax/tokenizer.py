@@ -45,8 +45,8 @@ class Tokenizer:
 
     def _id(self, names):
         for name in names:
-            if (found := self._vocabulary.token_to_id(name)) is not None:
-                return found
+            if (token := self._vocabulary.token_to_id(name)) is not None:
+                return token
         raise UserError(f"tokenizer.json has no {names[0]}: it is not that of a CLIP")
 
 

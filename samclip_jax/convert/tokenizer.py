@@ -15,12 +15,12 @@ OPENAI_FILE = "bpe_simple_vocab_16e6.txt.gz"
 OPENAI_MERGES = 49152 - 256 - 2  # that many of the file's lines, after its first
 
 
-def tokenizer_json(folder, given, vocab_size):
-    """The tokenizer in `given` (a file or a folder), or else in the weights' folder.
+def tokenizer_json(folder, path, vocab_size):
+    """The tokenizer in `path` (a file or a folder), or else in the weights' folder.
 
     UserError where there is none, or one with another number of tokens than the model's.
     """
-    path = local_path(given or folder)
+    path = local_path(path or folder)
     files = [path] if path.is_file() else [path / "tokenizer.json", path / OPENAI_FILE]
     file = next((file for file in files if file.is_file()), path / "vocab.json")
     if not file.is_file():

@@ -195,8 +195,8 @@ def report_dropped_of_file(path, dropped):
 
 
 def _example(entries, name):
-    given = (entry[name] for entry in entries if isinstance(entry, dict) and name in entry)
-    return shown(next(given, None))
+    values = (entry[name] for entry in entries if isinstance(entry, dict) and name in entry)
+    return shown(next(values, None))
 
 
 def _category(entry):  # -> id, name; LVIS v0.5 has synonyms

@@ -105,8 +105,8 @@ def coco(source, images):
     """COCO's instances, or LVIS'; the image files lie in the folder `images`."""
     instances = CocoInstances(source, images)
     items = [(image["key"], image) for image in instances.images]
-    given = {"categories": instances.categories, "dropped": instances.dropped}
-    return Listed(instances.folder, items, instances.classes, **given)
+    extra = {"categories": instances.categories, "dropped": instances.dropped}
+    return Listed(instances.folder, items, instances.classes, **extra)
 
 
 class Tfds(Kind):

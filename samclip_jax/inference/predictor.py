@@ -180,9 +180,9 @@ class Predictor:
         if self._text_space is not None:
             return self._text_space
         if side := self.model.side:
-            whole = transforms.resize(self._image, side, side, transforms.BICUBIC)
+            squashed = transforms.resize(self._image, side, side, transforms.BICUBIC)
             pooled = self.model.encode_image(self._image[None])
-            dense = self.model.patch_embeddings(whole[None])
+            dense = self.model.patch_embeddings(squashed[None])
             extent = size = (side, side)
         else:
             patch, size = self.model.encoder.patch, self.input_size
