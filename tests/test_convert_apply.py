@@ -25,7 +25,7 @@ from releases import (
 
 from benchmarks.process import measured
 from samclip_jax import checkpoint, models
-from samclip_jax.convert import clip, export, sam
+from samclip_jax.convert import clip, export, readers, sam
 from samclip_jax.convert.apply import import_weights
 from samclip_jax.errors import UserError
 from samclip_jax.inference.model import load
@@ -50,6 +50,18 @@ def test_half_precision_and_shards_become_the_same_float32(tmp_path):
     for name, array in random_params(CLIP).items():
         assert params[name].dtype == at_once[name].dtype == np.float32
         np.testing.assert_array_equal(params[name], array.astype(np.float16))
+
+
+def test_what_is_written_in_half_precision_is_read_as_such(tmp_path):
+    tensors = released(clip.OPEN_CLIP, CLIP)
+    export.write_torch(tmp_path / "a.pt", tensors, "float16")
+    export.write_safetensors(tmp_path / "a.safetensors", tensors, "float16")
+    by_library = safetensors.numpy.load_file(tmp_path / "a.safetensors")
+    by_ours = {key: x.read() for key, x in readers.read(tmp_path / "a.pt").items()}
+    for read in (by_ours, by_library):
+        for key, array in tensors.items():
+            np.testing.assert_array_equal(read[key], array.astype(np.float16))
+            assert read[key].dtype == np.float16
 
 
 def test_other_spellings_of_a_layout_are_read(tmp_path):

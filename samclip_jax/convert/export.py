@@ -14,6 +14,8 @@ from samclip_jax.errors import UserError, os_errors
 from samclip_jax.paths import local_path
 from samclip_jax.progress import Bar
 
+FORMATS = {"float32": ("F32", "FloatStorage"), "float16": ("F16", "HalfStorage")}
+
 
 def export_weights(source, output, layout):
     """Writes the SAM in a checkpoint as others read it; returns what the layout has no place for.
@@ -51,36 +53,38 @@ def released(layout, params):
     return tensors
 
 
-def write_torch(path, tensors):
-    """A state dict as torch.save writes it; torch.load(weights_only=True) reads it."""
+def write_torch(path, tensors, dtype="float32"):
+    """A state dict as torch.save writes it; torch.load(weights_only=True) reads it. dtype: one of
+    FORMATS, for all of it."""
     with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("archive/data.pkl", _state_dict(tensors))
+        archive.writestr("archive/data.pkl", _state_dict(tensors, dtype))
         archive.writestr("archive/byteorder", "little")
-        for i, array in enumerate(_written(tensors)):
+        for i, array in enumerate(_written(tensors, dtype)):
             archive.writestr(f"archive/data/{i}", array.tobytes())
         archive.writestr("archive/version", "3\n")
 
 
-def write_safetensors(path, tensors):
-    """The safetensors format, one tensor at a time: its library copies all of them first."""
+def write_safetensors(path, tensors, dtype="float32"):
+    """The safetensors format, one tensor at a time: its library copies all of them first. dtype:
+    one of FORMATS, for all of it."""
     header, end = {"__metadata__": {"format": "pt"}}, 0
     for key, array in tensors.items():
-        offsets = [end, end := end + array.nbytes]
-        header[key] = {"dtype": "F32", "shape": array.shape, "data_offsets": offsets}
+        offsets = [end, end := end + array.size * np.dtype(dtype).itemsize]
+        header[key] = {"dtype": FORMATS[dtype][0], "shape": array.shape, "data_offsets": offsets}
     header = json.dumps(header).encode()
     header += b" " * (-len(header) % 8)
     with open(path, "wb") as file:
         file.write(struct.pack("<Q", len(header)) + header)
-        for array in _written(tensors):
+        for array in _written(tensors, dtype):
             file.write(array.tobytes())
 
 
-def _written(tensors):
+def _written(tensors, dtype):
     for array in Bar(tensors.values(), "writing", unit="tensors"):
-        yield np.ascontiguousarray(array, "<f4")
+        yield np.ascontiguousarray(array, np.dtype(dtype).newbyteorder("<"))
 
 
-def _state_dict(tensors):
+def _state_dict(tensors, dtype):
     """The pickle of an OrderedDict of tensors, as opcodes: pickle itself would import torch."""
 
     def text(value):
@@ -90,10 +94,11 @@ def _state_dict(tensors):
         return b"(" + b"".join(b"\x8a\x08" + struct.pack("<q", value) for value in values) + b"t"
 
     empty = b"ccollections\nOrderedDict\n)R"
+    kind = f"ctorch\n{FORMATS[dtype][1]}\n".encode()
     stream = b"\x80\x02" + empty + b"("
     for i, (key, array) in enumerate(tensors.items()):
         strides = np.cumprod([1, *array.shape[:0:-1]])[::-1] if array.ndim else ()
-        storage = text("storage") + b"ctorch\nFloatStorage\n" + text(str(i)) + text("cpu")
+        storage = text("storage") + kind + text(str(i)) + text("cpu")
         stream += text(key) + b"ctorch._utils\n_rebuild_tensor_v2\n("
         stream += b"(" + storage + b"\x8a\x08" + struct.pack("<q", array.size) + b"tQ"
         stream += b"K\x00" + integers(array.shape) + integers(strides) + b"\x89" + empty + b"tR"
