@@ -37,7 +37,11 @@ def evaluate(model, task, data, flag=None, **options):
     UserError names an unknown task or option, and an option's value that cannot be.
     """
     options = read_options("" if flag is None else flag.removesuffix("data"), task, **options)
-    results = EVALUATORS[task](model, make_source(**data, flag=flag), **options)
+    return values(EVALUATORS[task](model, make_source(**data, flag=flag), **options))
+
+
+def values(results):
+    """{name: value} of what an evaluator yields, as Python's own numbers."""
     return {name: value if isinstance(value, int) else float(value) for name, value in results}
 
 
@@ -56,11 +60,11 @@ def require_usable(evaluations):
 
 def evaluate_all(model, evaluations):
     """{"NAME/metric": value} of a run's config.evals."""
-    values = {}
+    metrics = {}
     for name, options in evaluations.items():
         results = evaluate(model, flag=f"--config.evals.{name}.data", **options)
-        values |= {f"{name}/{metric}": value for metric, value in results.items()}
-    return values
+        metrics |= {f"{name}/{metric}": value for metric, value in results.items()}
+    return metrics
 
 
 def read_options(where, task, **options):

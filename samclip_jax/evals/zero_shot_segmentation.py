@@ -27,6 +27,24 @@ def zero_shot_segmentation(
     with its patch tokens, plain or (maskclip) by its last block's values. upsample: "logits" before
     the argmax (4.2), or "labels" after it (appendix C).
     """
+    batches, total = confusion_matrix(
+        model, source, image_size, templates, upsample, maskclip, batch_size, limit
+    )
+    yield from batches.counts()
+    yield from scores("zero_shot_segmentation", total)
+
+
+def confusion_matrix(
+    model,
+    source,
+    image_size,
+    templates,
+    upsample="logits",
+    maskclip=False,
+    batch_size=16,
+    limit=None,
+):
+    """The Batches that were read, and int [truth, label]: the pixels of a class with a label."""
     classes = class_names(source)
     text = model.class_embeddings(classes, templates)
     size = model.side or image_size
@@ -43,8 +61,7 @@ def zero_shot_segmentation(
             else:
                 labels = nearest(cosine.argmax(0), semantic.shape)
             total += confusion(semantic, labels, len(classes))
-    yield from batches.counts()
-    yield from scores("zero_shot_segmentation", total)
+    return batches, total
 
 
 def square(size):
