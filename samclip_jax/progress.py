@@ -99,5 +99,13 @@ class Bar(tqdm):
             self._print(f"{self.desc}: {text}")
 
     def _print(self, text):
-        with contextlib.suppress(OSError, ValueError):  # a full disk, a reader that has gone
+        try:
             print(text, file=sys.stderr, flush=True)
+        except (OSError, ValueError):  # a full disk, a reader that has gone
+            _begin_stderr_anew()
+
+
+def _begin_stderr_anew():
+    """Without what could not be written: it would be tried again at the exit, and fail that."""
+    with contextlib.suppress(OSError, ValueError):
+        sys.stderr = open(sys.stderr.fileno(), "w", 1, errors="backslashreplace", closefd=False)
