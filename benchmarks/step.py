@@ -22,7 +22,7 @@ from samclip_jax.models.prompt_encoder import ABSENT
 from samclip_jax.streams import batch_sizes, make_mesh, read_streams
 
 STEPS = flags.DEFINE_integer("steps", 12, "timed, after three that are not", lower_bound=1)
-PEAK = flags.DEFINE_float("peak", None, "operations a second of one device at most")
+PEAK = flags.DEFINE_float("peak", None, "operations a second of one device at most", lower_bound=1)
 BOX = (2, 3)  # the labels of a box's corners, the rest of a prompt is absent
 
 

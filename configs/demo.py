@@ -2,7 +2,7 @@
 
 python -m samclip_jax.demo --workdir=runs/demo          (make demo)
 
-A CPU with 2 cores: 6 to 24 minutes; docs/demo.md says which claims hold. One stage alone:
+13 minutes on two cores of a shared AMD EPYC; docs/demo.md has the figures. One stage alone:
 python -m samclip_jax.main --config=configs/demo.py:stage2 --workdir=DIR --config.init=STAGE1 \
     --config.teachers.clip=CLIP --config.teachers.sam=SAM
 """

@@ -23,6 +23,7 @@ from samclip_jax.validation import (
     Seed,
     Share,
     Validated,
+    as_tuple,
     check,
 )
 
@@ -185,13 +186,9 @@ def build(hint, value, where):
         check(where, value, dict)
         item = typing.get_args(hint)[1]
         return {key: build(item, part, f"{where}.{key}") for key, part in value.items()}
-    value = _as_tuple(value)
+    value = as_tuple(value)
     check(where, value, hint)
     return value
-
-
-def _as_tuple(value):
-    return tuple(map(_as_tuple, value)) if isinstance(value, list | tuple) else value
 
 
 def _dataclass(cls, values, where):

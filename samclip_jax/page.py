@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from samclip_jax import draw
-from samclip_jax.data.shapes import COLOURS, GROUNDS, SHAPES, TEMPLATES
+from samclip_jax.data.shapes import GROUNDS, OBJECT_CLASSES, TEMPLATES
 from samclip_jax.errors import os_errors
 from samclip_jax.inference.predictor import Predictor
 from samclip_jax.inference.refine import Refinement
@@ -120,9 +120,8 @@ def pictures_of_words(model, scene, classes, refinement):
 
 
 def class_colours():  # -> uint8 [classes, 3]
-    """A class of data/shapes.py in the colour it names, each shape in a shade of its own."""
-    shades = np.linspace(1, 0.45, len(SHAPES))
-    objects = np.einsum("s,cr->scr", shades, np.array(list(COLOURS.values()))).reshape(-1, 3)
+    """The grounds of data/shapes.py in their own colours, the objects in bright ones."""
+    objects = draw.colours(len(OBJECT_CLASSES))
     return np.concatenate([objects, np.array(list(GROUNDS.values()))]).astype(np.uint8)
 
 
@@ -255,8 +254,8 @@ def figure_of(draw_into, caption):
 
 def claims_table(claims):
     rows = "".join(
-        f"<tr><td>{html.escape(claim['claim'])}</td><td>{claim['points']:+.1f}</td>"
-        f"<td>at least {claim['asked']:+g}</td>"
+        f"<tr><td>{html.escape(claim['claim'])}</td><td>{claim['points']:.1f}</td>"
+        f"<td>at least {claim['asked']:g}</td>"
         f"<td class={'holds' if claim['holds'] else 'fails'}>"
         f"{'holds' if claim['holds'] else 'does not hold'}</td></tr>"
         for claim in claims

@@ -71,6 +71,11 @@ class Validated:
             check(field.name, getattr(self, field.name), hints[field.name])
 
 
+def as_tuple(value):
+    """A value as a hint has it: of a list, such as JSON and YAML give, a tuple."""
+    return tuple(map(as_tuple, value)) if isinstance(value, list | tuple) else value
+
+
 def check(name, value, hint):
     """UserError, "{name} must be .., got ..", unless the value is what the type hint says."""
     if not _fits(value, hint):

@@ -67,7 +67,7 @@ def test_no_space_leaves_nothing_of_an_export(layout, tmp_path, monkeypatch):
     sam_file = save_sam(tmp_path / "sam.pth")
     assert run("import", sam_file, tmp_path / "sam") is None
 
-    def full(tensors):
+    def full(tensors, dtype):
         yield from list(tensors.values())[:5]
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 

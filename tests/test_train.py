@@ -60,6 +60,7 @@ def experiment(teachers, stage, init, steps=4):
     config.teachers, config.init, config.steps = teachers, str(init), steps
     config.heads.clip.mlp_hidden, config.optimizer.warmup_steps = 16, 0
     config.optimizer.weight_decay = 0.0  # so that what changes has a gradient
+    config.optimizer.learning_rate = 2e-3
     config.streams.clip.update(batch_size=8, batch_multiple=2, base_resolution=24)
     config.streams.clip.resolutions = (24,)  # each one is a program to compile
     config.checkpoint_every = 2

@@ -1,30 +1,58 @@
 """The procedural world: textured objects on named grounds, with masks, class names and captions.
 
-An image is a pure function of (split, seed, index), drawn in one or two milliseconds by numpy.
-Its 36 object classes need both colour and shape ("red star", "blue star", "blue ring"); its 6
-grounds are classes too, so that every pixel has a name. All lengths are fractions of the image's
+An image is a pure function of (split, seed, index), drawn in some milliseconds. An object is known
+by its coat, a pattern of two colours or one plain colour: a zebra is striped in black and white,
+whatever its outline, its size, its turn and the light. So any patch of it can tell what it is. Its
+6 grounds are classes too, so that every pixel has a name. All lengths are fractions of the image's
 side.
 
-    ShapeScenes   several objects, occlusion, one or two grounds: for SAM and for segmentation
-    ShapeObjects  one main object, small distractors, or the bare ground: for CLIP
+    ShapeScenes   some objects, occlusion, one or two grounds: for SAM, for segmentation and, with a
+                  caption that names all of it, for CLIP
+    ShapeObjects  one main object, smaller ones beside it: for classification
 """
 
-import functools
 import math
+from typing import Annotated
 
+import cv2
 import numpy as np
 
 from samclip_jax.errors import UserError
+from samclip_jax.validation import (
+    Area,
+    NonNegativeInt,
+    PositiveInt,
+    Range,
+    Seed,
+    Share,
+    as_tuple,
+    check,
+)
 
-COLOURS = {
-    "red": (208, 44, 40),
-    "yellow": (240, 204, 40),
-    "green": (44, 160, 62),
-    "blue": (40, 92, 214),
-    "purple": (140, 60, 186),
-    "white": (238, 238, 234),
+COATS = {  # class: pattern, colour of the body, colour of the pattern; no two have like means
+    "zebra": ("stripes", (240, 238, 232), (26, 26, 30)),
+    "tiger": ("stripes", (244, 130, 24), (30, 24, 22)),
+    "bee": ("stripes", (250, 214, 40), (40, 30, 20)),
+    "candy cane": ("stripes", (246, 242, 240), (220, 30, 42)),
+    "sailor shirt": ("stripes", (236, 240, 246), (30, 60, 190)),
+    "watermelon": ("stripes", (124, 214, 76), (20, 92, 40)),
+    "clownfish": ("stripes", (246, 240, 232), (246, 124, 20)),
+    "orchid": ("stripes", (244, 236, 246), (150, 40, 176)),
+    "ladybird": ("dots", (216, 32, 30), (24, 20, 22)),
+    "strawberry": ("dots", (226, 40, 48), (252, 222, 64)),
+    "dart frog": ("dots", (36, 186, 226), (20, 22, 34)),
+    "cactus": ("dots", (22, 94, 60), (240, 240, 226)),
+    "doughnut": ("dots", (70, 36, 20), (255, 130, 180)),
+    "kite": ("checks", (230, 40, 150), (250, 220, 60)),
+    "tablecloth": ("checks", (244, 244, 242), (30, 176, 214)),
+    "giraffe": ("net", (152, 84, 34), (246, 226, 176)),
+    "brick": ("net", (168, 40, 34), (214, 206, 196)),
+    "lemon": ("plain", (252, 232, 56), (252, 232, 56)),
+    "plum": ("plain", (108, 34, 130), (108, 34, 130)),
+    "flamingo": ("plain", (255, 112, 172), (255, 112, 172)),
+    "sapphire": ("plain", (28, 60, 214), (28, 60, 214)),
+    "raven": ("plain", (34, 34, 38), (34, 34, 38)),
 }
-SHAPES = ("ring", "square", "triangle", "star", "heart", "cross")
 GROUNDS = {
     "grass": (112, 148, 82),
     "sand": (206, 180, 130),
@@ -33,7 +61,7 @@ GROUNDS = {
     "stone": (128, 126, 124),
     "wood": (146, 102, 68),
 }
-OBJECT_CLASSES = tuple(f"{colour} {shape}" for shape in SHAPES for colour in COLOURS)
+OBJECT_CLASSES = tuple(COATS)
 CLASSES = OBJECT_CLASSES + tuple(GROUNDS)
 TEMPLATES = (
     "a photo of a {}.",
@@ -44,37 +72,91 @@ TEMPLATES = (
     "there is a {} here.",
     "a {}.",
 )
+Radius = Annotated[float, Range(gt=0, le=0.5)]
+OPTIONS = {  # of the sources
+    "size": PositiveInt,
+    "image_size": PositiveInt,
+    "seed": Seed,
+    "keep": bool,
+    "objects": tuple[NonNegativeInt, NonNegativeInt],
+    "radius": tuple[Radius, Radius],
+    "distinct": bool,
+    "others": tuple[Area, Area],
+    "empty": Share,
+}
 SPLITS = ("teachers", "train", "tuning", "final")  # no image of one is in another
-TEXTURES = ("plain", "stripes", "dots", "checks")
 
 
 def vocabulary():
     """Every word that a caption or a template can hold, sorted."""
-    text = " ".join((*TEMPLATES, *CLASSES, "a and on")).replace("{}", "").replace(".", " . ")
+    text = " ".join((*TEMPLATES, *CLASSES, "a an and on")).replace("{}", "").replace(".", " . ")
     return sorted(set(text.split()))
 
 
+def require_options(**options):
+    """UserError names an option that is not what OPTIONS says, or whose first exceeds its last."""
+    for name, value in options.items():
+        check(name, value, OPTIONS[name])
+        if isinstance(value, tuple) and value[0] > value[1]:
+            raise UserError(f"{name} must be the least and the greatest, got {value}")
+
+
 class ShapeScenes:
-    """Scenes of `objects` = (fewest, most) objects of distinct classes on one or two grounds.
+    """Scenes of `objects` = (fewest, most) objects of distinct classes on one or two grounds, with
+    `radius` = (smallest, largest) in parts of the side; one that finds no place is left out.
 
     `distinct=False` lets a class occur more than once. The grounds are annotated like the objects.
+    `keep=True`: what was drawn once stays in memory, about 12 bytes a pixel.
     """
 
     classes = CLASSES
     kind = 0  # keeps its random numbers apart from those of ShapeObjects
-    radius = (0.13, 0.23)
 
-    def __init__(self, split, size, image_size=96, seed=0, objects=(2, 4), distinct=True):
+    def __init__(
+        self,
+        split,
+        size,
+        image_size=192,
+        seed=0,
+        keep=False,
+        objects=(2, 4),
+        radius=(0.16, 0.25),
+        distinct=True,
+    ):
         if split not in SPLITS:
             raise UserError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
+        objects, radius = as_tuple(objects), as_tuple(radius)
+        require_options(
+            size=size,
+            image_size=image_size,
+            seed=seed,
+            keep=keep,
+            objects=objects,
+            radius=radius,
+            distinct=distinct,
+        )
+        if distinct and objects[1] > len(OBJECT_CLASSES):
+            raise UserError(
+                f"objects must be at most {len(OBJECT_CLASSES)}, one of each class, got {objects}; "
+                "distinct=False lets a class occur more than once"
+            )
         self.split, self.size, self.image_size, self.seed = split, size, image_size, seed
-        self.objects, self.distinct = objects, distinct
+        self.objects, self.radius, self.distinct = objects, radius, distinct
+        self.drawn = {} if keep else None
 
     def __len__(self):
         return self.size
 
     def __repr__(self):  # Grain compares sources by it when it resumes
-        return f"{type(self).__name__}({vars(self)})"
+        settings = {name: value for name, value in vars(self).items() if name != "drawn"}
+        return f"{type(self).__name__}({settings})"
+
+    def __getitem__(self, index):
+        if self.drawn is None:
+            return self.draw(index)
+        if index not in self.drawn:
+            self.drawn[index] = self.draw(index)
+        return dict(self.drawn[index])
 
     def generator(self, index):
         """The random numbers of one image, its own for every (kind, split, seed, index)."""
@@ -82,7 +164,7 @@ class ShapeScenes:
             raise IndexError(index)
         return np.random.default_rng((self.kind, SPLITS.index(self.split), self.seed, index))
 
-    def __getitem__(self, index):
+    def draw(self, index):
         rng = self.generator(index)
         canvas = Canvas(rng, self.image_size, grounds=rng.integers(1, 3))
         count = rng.integers(self.objects[0], self.objects[1] + 1)
@@ -92,17 +174,23 @@ class ShapeScenes:
 
 
 class ShapeObjects(ShapeScenes):
-    """One main object at a varied place and scale, up to two small distractors; `empty` of the
-    images show a bare ground. `label` is the main object's class, or the ground's."""
+    """One main object, whose radius is 0.2 to 0.4 of the side, and up to two others, on one ground;
+    `empty` of the images show a bare ground. `label` is the main object's class, or the ground's.
+
+    `others` = (smallest, largest) radius of the others, in parts of the main one's, which counts as
+    0.25 at most.
+    """
 
     kind = 1
-    radius = (0.18, 0.4)
 
-    def __init__(self, split, size, image_size=96, seed=0, empty=0.0):
-        super().__init__(split, size, image_size, seed)
-        self.empty = empty
+    def __init__(
+        self, split, size, image_size=192, seed=0, keep=False, others=(0.3, 0.5), empty=0.0
+    ):
+        super().__init__(split, size, image_size, seed, keep, radius=(0.2, 0.4))
+        self.others, self.empty = as_tuple(others), empty
+        require_options(others=self.others, empty=empty)
 
-    def __getitem__(self, index):
+    def draw(self, index):
         rng = self.generator(index)
         canvas = Canvas(rng, self.image_size, grounds=1)
         if rng.random() >= self.empty:
@@ -110,7 +198,7 @@ class ShapeObjects(ShapeScenes):
             radius = rng.uniform(*self.radius)
             canvas.place(main, radius)
             for category in others:
-                canvas.place(category, rng.uniform(0.3, 0.5) * min(radius, 0.22))
+                canvas.place(category, rng.uniform(*self.others) * min(radius, 0.25))
         return canvas.record(f"{self.split}-{self.seed}-{index}", canvas.caption())
 
 
@@ -139,13 +227,13 @@ class Canvas:
             if all(np.hypot(x - u, y - v) > 0.8 * (radius + r) for u, v, r in self.discs):
                 self.discs.append((x, y, radius))
                 self.categories.append(int(category))
-                self.draw(*divmod(int(category), len(COLOURS)), x, y, radius)
+                self.draw(*COATS[CLASSES[category]], x, y, radius)
                 return
 
-    def draw(self, shape, colour, x, y, radius):
-        """Shadow, body, texture, shading and a dark rim, in the object's window of the image."""
+    def draw(self, pattern, body, mark, x, y, radius):
+        """Shadow, coat and shading, in the object's window of the image."""
         rng, size = self.rng, self.size
-        turn = rng.uniform(-0.3, 0.3)
+        turn = rng.uniform(-np.pi, np.pi)
         reach = 1.6 * radius
         (x0, x1), (y0, y1) = (
             (math.floor((centre - reach) * size), math.ceil((centre + reach) * size))
@@ -155,33 +243,34 @@ class Canvas:
         v = ((np.arange(y0, y1, dtype=np.float32) + 0.5) / size - y)[:, None] / radius
         cos, sin = math.cos(turn), math.sin(turn)
         u, v = u * cos + v * sin, v * cos - u * sin
-        distance = DISTANCES[SHAPES[shape]](u, v)
+        distance = OUTLINES[rng.integers(len(OUTLINES))](u, v)
         dx, dy = (round(-0.14 * radius * size * f(self.light)) for f in (math.cos, math.sin))
         shadow = np.clip(0.5 - 3 * np.roll(distance, (dy, dx), (0, 1)), 0, 1)
 
         inside = np.s_[max(0, -y0) : size - y0, max(0, -x0) : size - x0]
         u, v, distance, shadow = u[inside], v[inside], distance[inside], shadow[inside]
         window = np.s_[max(0, y0) : y1, max(0, x0) : x1]
-        image = self.image[window] * (1 - 0.4 * shadow[..., None])
+        image = self.image[window] * (1 - 0.3 * shadow[..., None])
 
-        base = np.array(list(COLOURS.values())[colour], np.float32)
-        base += rng.normal(0, 9, 3)
+        mix = coat(rng, pattern, u * radius, v * radius)[..., None]
+        tint = np.float32(rng.normal(0, 7, 3))
+        base = np.float32(body) + tint + mix * (np.float32(mark) - np.float32(body))
         lit = u * math.cos(self.light) + v * math.sin(self.light)
-        shade = rng.uniform(0.86, 1.1) + 0.14 * lit
-        shade = shade + rng.uniform(0.1, 0.2) * texture(rng, u, v)
-        shade = shade * np.where(distance > -0.09, 0.72, 1)
+        shade = rng.uniform(0.84, 1.08) + 0.14 * lit
         alpha = np.clip(0.5 - distance * radius * size, 0, 1)[..., None]
         self.image[window] = image + alpha * (base * shade[..., None] - image)
         self.owner[window][alpha[..., 0] > 0.5] = len(self.categories) - 1
 
     def caption(self):
-        """As "a red star and a blue ring on grass": the objects in drawing order."""
+        """As "a zebra and a kite on grass": the objects in drawing order."""
         names = [CLASSES[category] for category in self.categories]
         things = [name for name in names if name not in GROUNDS]
         grounds = " and ".join(name for name in names if name in GROUNDS)
         if not things:
             return grounds
-        return f"{' and '.join(f'a {name}' for name in things)} on {grounds}"
+        articles = ("an" if name[0] in "aeiou" else "a" for name in things)
+        things = " and ".join(map(" ".join, zip(articles, things, strict=True)))
+        return f"{things} on {grounds}"
 
     def record(self, key, caption):
         """One record of the sources' protocol."""
@@ -217,11 +306,11 @@ class Canvas:
         }
 
 
-# Shapes: distance to the outline in radii, negative inside; u to the right, v down
+# Outlines: the distance to them in radii, negative inside; u to the right, v down
 
 
-def ring(u, v):
-    return np.abs(np.hypot(u, v) - 0.7) - 0.29
+def disc(u, v):
+    return np.hypot(u, v) - 0.95
 
 
 def square(u, v):
@@ -256,23 +345,28 @@ def cross(u, v):
     return np.minimum(np.maximum(u - 0.34, v - 0.98), np.maximum(v - 0.34, u - 0.98))
 
 
-DISTANCES = {f.__name__: f for f in (ring, square, triangle, star, heart, cross)}
+OUTLINES = (disc, square, triangle, star, heart, cross)
 
 
-# Textures: patterns in about -1..1
-
-
-def texture(rng, u, v):
-    """A pattern across an object, at a random scale and turn."""
-    kind = TEXTURES[rng.integers(len(TEXTURES))]
-    turn, pitch = rng.uniform(0, np.pi), rng.uniform(6, 11)
-    a = np.sin(pitch * (u * np.cos(turn) + v * np.sin(turn)))
-    if kind == "plain":
-        return np.zeros_like(a)
-    if kind == "stripes":
-        return np.clip(3 * a, -1, 1)
-    b = np.sin(pitch * (v * np.cos(turn) - u * np.sin(turn)))
-    return np.clip(3 * a * b, -1, 1) if kind == "checks" else np.clip(4 * (a * b - 0.5), -1, 1)
+def coat(rng, pattern, u, v):  # -> float32 [h, w], in 0..1: 1 where the pattern has its colour
+    """A pattern at a random turn, phase and period; u and v in parts of the image's side."""
+    turn, period = rng.uniform(0, np.pi), rng.uniform(0.055, 0.075)
+    p, q = rng.uniform(0, 2 * np.pi, 2)
+    x = 2 * np.pi / period * (u * np.cos(turn) + v * np.sin(turn)) + p
+    y = 2 * np.pi / period * (v * np.cos(turn) - u * np.sin(turn)) + q
+    if pattern == "plain":
+        return np.zeros_like(x + y)
+    if pattern == "stripes":
+        return 0.5 + 0.5 * np.clip(3 * np.sin(x + 0.7 * np.sin(0.6 * y)), -1, 1)
+    if pattern == "checks":
+        return 0.5 + 0.5 * np.clip(5 * np.sin(x) * np.sin(y), -1, 1)
+    # cells in rows, every second row half a cell further
+    down = y / (2 * np.pi)
+    row = np.floor(down)
+    across, down = (x / (2 * np.pi) + row / 2) % 1 - 0.5, down - row - 0.5
+    if pattern == "dots":
+        return np.clip(0.5 + 8 * (0.3 - np.hypot(across, down)), 0, 1)
+    return np.clip(0.5 + 12 * (np.maximum(np.abs(across), np.abs(down)) - 0.4), 0, 1)
 
 
 def ground(rng, name, size):  # -> float32 [S, S, 3]
@@ -306,19 +400,7 @@ def border(rng, size):  # -> bool [S, S]
     return along + 0.06 * noise(rng, size, 4, 4) > shift
 
 
-def noise(rng, size, rows, columns):  # -> float32 [S, S], uniform grid values in -1..1
-    """Smooth noise: random values on a grid of cells, interpolated."""
-    grid = rng.uniform(-1, 1, (rows + 1, columns + 1)).astype(np.float32)
-    return spread(size, rows) @ grid @ spread(size, columns).T
-
-
-@functools.cache
-def spread(size, cells):  # -> float32 [size, cells + 1]
-    """The matrix that interpolates `cells` + 1 values over `size` pixels, by smoothstep."""
-    place = (np.arange(size, dtype=np.float32) + 0.5) / size * cells
-    left = np.minimum(place.astype(int), cells - 1)
-    t = place - left
-    t = t * t * (3 - 2 * t)
-    matrix = np.zeros((size, cells + 1), np.float32)
-    matrix[np.arange(size), left], matrix[np.arange(size), left + 1] = 1 - t, t
-    return matrix
+def noise(rng, size, rows, columns):  # -> float32 [size, size], in about -1.5..1.5
+    """Smooth noise: random values of a grid of cells, interpolated."""
+    grid = rng.uniform(-1, 1, (rows, columns)).astype(np.float32)
+    return cv2.resize(grid, (size, size), interpolation=cv2.INTER_CUBIC)

@@ -12,20 +12,20 @@ from samclip_jax.models.config import ImageEncoderConfig, MaskDecoderConfig, Sam
 from samclip_jax.models.prompt_encoder import ABSENT, FOREGROUND, NOT_A_POINT
 from samclip_jax.ops.resize import resize_maps
 
-IMAGE_SIZE = 96
+IMAGE_SIZE = 192
 SAM = SamConfig(
     encoder=ImageEncoderConfig(
-        width=128,
+        width=96,
         depth=4,
-        heads=4,
+        heads=3,
         groups=2,
         patch=12,
         image_size=IMAGE_SIZE,
-        window=5,
-        mlp_width=512,
-        out_channels=96,
+        window=4,
+        mlp_width=384,
+        out_channels=64,
     ),
-    mask_decoder=MaskDecoderConfig(mlp_width=256, iou_width=96),
+    mask_decoder=MaskDecoderConfig(mlp_width=256, iou_width=64),
 )
 BOX = (2, 3, ABSENT, ABSENT)
 ONE = (FOREGROUND, NOT_A_POINT, ABSENT, ABSENT)
@@ -41,7 +41,7 @@ class SamTask:
     or, half of the time, a coarse noisy map of the true mask, such as a CLIP head gives. (SAM's own
     training has eleven rounds and no such maps.)"""
 
-    config, peak, batch, prompts = SAM, 1e-3, 16, 4
+    config, peak, batch, prompts = SAM, 1e-3, 8, 4
 
     def __init__(self, images):
         scenes = shapes.ShapeScenes("teachers", images, IMAGE_SIZE)
@@ -56,7 +56,7 @@ class SamTask:
     def start(self, params):
         return params
 
-    def sample(self, rng, progress):
+    def sample(self, rng):
         indices = rng.integers(len(self.images), size=self.batch)
         step = 1 if rng.random() < 0.5 else -1  # mirrored half of the time
         return {
@@ -120,8 +120,8 @@ class SamTask:
 
     @staticmethod
     def release(params, output):
-        """A .pth file in Meta's layout."""
-        write_torch(output / "sam.pth", released(SEGMENT_ANYTHING, params))
+        """A .pth file in Meta's layout, in half precision."""
+        write_torch(output / "sam.pth", released(SEGMENT_ANYTHING, params), "float16")
 
 
 def shrink(masks, cell):  # [B, P, H, W] -> float32 [B, P, H / cell, W / cell]
