@@ -20,7 +20,6 @@ import numpy as np
 from samclip_jax.errors import UserError
 from samclip_jax.validation import (
     Area,
-    NonNegativeInt,
     PositiveInt,
     Range,
     Seed,
@@ -72,15 +71,15 @@ TEMPLATES = (
     "there is a {} here.",
     "a {}.",
 )
+Count = Annotated[int, Range(ge=0, le=len(OBJECT_CLASSES))]
 Radius = Annotated[float, Range(gt=0, le=0.5)]
 OPTIONS = {  # of the sources
     "size": PositiveInt,
     "image_size": PositiveInt,
     "seed": Seed,
     "keep": bool,
-    "objects": tuple[NonNegativeInt, NonNegativeInt],
+    "objects": tuple[Count, Count],
     "radius": tuple[Radius, Radius],
-    "distinct": bool,
     "others": tuple[Area, Area],
     "empty": Share,
 }
@@ -105,43 +104,24 @@ class ShapeScenes:
     """Scenes of `objects` = (fewest, most) objects of distinct classes on one or two grounds, with
     `radius` = (smallest, largest) in parts of the side; one that finds no place is left out.
 
-    `distinct=False` lets a class occur more than once. The grounds are annotated like the objects.
-    `keep=True`: what was drawn once stays in memory, about 12 bytes a pixel.
+    The grounds are annotated like the objects. `keep=True`: what was drawn once stays in memory,
+    about 12 bytes a pixel.
     """
 
     classes = CLASSES
     kind = 0  # keeps its random numbers apart from those of ShapeObjects
 
     def __init__(
-        self,
-        split,
-        size,
-        image_size=192,
-        seed=0,
-        keep=False,
-        objects=(2, 4),
-        radius=(0.16, 0.25),
-        distinct=True,
+        self, split, size, image_size=192, seed=0, keep=False, objects=(2, 4), radius=(0.16, 0.25)
     ):
         if split not in SPLITS:
             raise UserError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
         objects, radius = as_tuple(objects), as_tuple(radius)
         require_options(
-            size=size,
-            image_size=image_size,
-            seed=seed,
-            keep=keep,
-            objects=objects,
-            radius=radius,
-            distinct=distinct,
+            size=size, image_size=image_size, seed=seed, keep=keep, objects=objects, radius=radius
         )
-        if distinct and objects[1] > len(OBJECT_CLASSES):
-            raise UserError(
-                f"objects must be at most {len(OBJECT_CLASSES)}, one of each class, got {objects}; "
-                "distinct=False lets a class occur more than once"
-            )
         self.split, self.size, self.image_size, self.seed = split, size, image_size, seed
-        self.objects, self.radius, self.distinct = objects, radius, distinct
+        self.objects, self.radius = objects, radius
         self.drawn = {} if keep else None
 
     def __len__(self):
@@ -168,7 +148,7 @@ class ShapeScenes:
         rng = self.generator(index)
         canvas = Canvas(rng, self.image_size, grounds=rng.integers(1, 3))
         count = rng.integers(self.objects[0], self.objects[1] + 1)
-        for category in rng.choice(len(OBJECT_CLASSES), count, replace=not self.distinct):
+        for category in rng.choice(len(OBJECT_CLASSES), count, replace=False):
             canvas.place(category, rng.uniform(*self.radius))
         return canvas.record(f"{self.split}-{self.seed}-{index}", canvas.caption())
 

@@ -4,7 +4,7 @@
     python -m tools.train_teachers clip --workdir=DIR --minutes=0.8
 
 The first on one processor core (on Linux `taskset -c 0 python ...`: XLA's threads only wait for
-each other here), the second on a GPU; on a core it takes an hour or more. The learning rate falls
+each other here), the second on a GPU; on a core its steps take a second. The learning rate falls
 to zero as the minutes run out. A run that was stopped goes on from DIR/state.npz; its curve is
 DIR/log.jsonl. At the end the weights, their running average, are written in half precision in the
 released layouts: sam.pth as Meta's files are, clip/ as an OpenCLIP folder. The demo takes them from
