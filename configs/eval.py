@@ -45,7 +45,7 @@ TASKS = {
     "refined_segmentation": dict(
         data="coco_panoptic",
         templates=anything("openai"),
-        refinement=dataclasses.asdict(Refinement()),  # the paper's form
+        refinement=dataclasses.asdict(Refinement()) | {"scale": anything()},  # the paper's form
         seed=0,
         batch_size=4,
     ),

@@ -18,7 +18,7 @@ from samclip_jax.inference.refine import Refinement, choose_prompts, log_odds
 from samclip_jax.models.prompt_encoder import ABSENT, FOREGROUND, NOT_A_POINT
 from samclip_jax.ops.resize import resize_maps
 
-NAMES = ["zebra", "kite", "grass"]
+NAMES = ["zebra", "tiger", "grass"]
 
 
 @pytest.fixture(scope="module")
@@ -213,9 +213,11 @@ def test_the_clip_head_never_sees_the_padding(predictor, tiny_samclip, photograp
 
 
 def test_refining_is_the_same_for_the_same_seed(predictor):
-    """And with all the weight on the CLIP head it is the CLIP head's own map."""
+    """At the model's own scale. With all the weight on the CLIP head it is the CLIP head's map."""
     first, again = (predictor.segment(NAMES, refine=True, seed=3) for _ in range(2))
     np.testing.assert_array_equal(first, again)
+    own = Refinement(scale=predictor.model.logit_scale)
+    np.testing.assert_array_equal(predictor.segment(NAMES, refine=own, seed=3), first)
     settled = Refinement(clip_weight=1e6, scale=10)
     agreement = predictor.segment(NAMES, refine=settled) == predictor.segment(NAMES)
     assert agreement.mean() > 0.97  # log odds and cosines are interpolated apart
@@ -252,11 +254,11 @@ def test_prompts_of_a_class_and_of_its_parts():
 def test_log_odds_are_of_the_softmax_and_limited():
     cosine = np.zeros((2, 3, 5))
     cosine[1] = 0.02
-    odds = log_odds(cosine, Refinement(scale=100, limit=10))
+    odds = log_odds(cosine, 100, 10)
     assert odds.shape == (2, 12, 20)
     np.testing.assert_allclose(odds[1], 2, atol=1e-5)
-    np.testing.assert_allclose(log_odds(cosine, Refinement(scale=1e4, limit=5))[0], -5)
-    np.testing.assert_allclose(log_odds(cosine[:1], Refinement(limit=5)), 5)  # the only class
+    np.testing.assert_allclose(log_odds(cosine, 1e4, 5)[0], -5)
+    np.testing.assert_allclose(log_odds(cosine[:1], 100, 5), 5)  # the only class
 
 
 # Mistakes

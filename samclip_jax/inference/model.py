@@ -167,6 +167,18 @@ class Model:
         embeddings = self.encode_text(texts).reshape(len(names), count, -1)
         return np.asarray(unit(embeddings.mean(1)))
 
+    @property
+    def logit_scale(self):
+        """What cosines are multiplied by, exp of the CLIP's own logit_scale; of a merged model its
+        CLIP teacher's. 100 for most released ones. UserError if it is no number."""
+        scale = np.exp(np.float32(self.params["logit_scale"]))
+        if not np.isfinite(scale):
+            raise UserError(
+                f"the model's logit_scale is {self.params['logit_scale']}, whose exponential is no "
+                "number: import its weights again"
+            )
+        return float(scale)
+
     def patch_embeddings(self, images, maskclip=False):  # uint8 [B, H, W, 3] -> [B, h, w, D]
         """Embeddings of unit length for every patch of images as they are, in the text's space.
 

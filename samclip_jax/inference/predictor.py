@@ -140,18 +140,12 @@ class Predictor:
     # Text
 
     def classify(self, names, templates=PHOTO):  # list of str -> float32 [N], sum 1
-        """The probability of each name: softmax of the cosines times exp(logit_scale), which is the
-        CLIP's own, of a merged model its CLIP teacher's; see Model.class_embeddings."""
+        """The probability of each name: softmax of the cosines times Model.logit_scale; see
+        Model.class_embeddings."""
         self.model.require("summary", "text", what="classify")
         pooled, _, _, _ = self._embeddings()
         cosines = self.model.class_embeddings(names, templates) @ pooled
-        scale = np.exp(np.float32(self.model.params["logit_scale"]))
-        if not np.isfinite(scale):
-            raise UserError(
-                f"the model's logit_scale is {self.model.params['logit_scale']}, whose exponential "
-                "is no number: import its weights again"
-            )
-        return special.softmax(scale * cosines)
+        return special.softmax(self.model.logit_scale * cosines)
 
     def segment(self, names, refine=False, templates=PHOTO, seed=0):  # list of str -> int32 [H, W]
         """For every pixel the index of the name that fits best.

@@ -20,7 +20,7 @@ class Refinement(Validated):
 
     points: NonNegativeInt = 3  # a prompt, at most; the paper: 1 to 3
     threshold: Share = 0.5  # points are drawn where the class is surer than this (paper, VOC)
-    scale: NonNegativeFloat = 100.0  # of the cosines, before their softmax; CLIP's own
+    scale: NonNegativeFloat | None = None  # of the cosines before their softmax; model.logit_scale
     limit: NonNegativeFloat = 10.0  # of the log odds of the mask prompt; SAM's logits reach that
     components: bool = False  # a prompt for every connected part of a class; the paper: a class
     min_area: Share = 0.0  # of a prompted part, as a share of the photograph
@@ -43,7 +43,8 @@ def refined_labels(model, embedding, cosines, sizes, originals, options, seeds):
     """
     grid = tuple(CELLS * side for side in embedding.shape[1:3])
     stride = model.encoder.patch / CELLS
-    odds = [log_odds(cosine, options) for cosine in cosines]
+    scale = model.logit_scale if options.scale is None else options.scale
+    odds = [log_odds(cosine, scale, options.limit) for cosine in cosines]
     prompts = [
         choose_prompts(each, grid, stride, options, np.random.default_rng(seed))
         for each, seed in zip(odds, seeds, strict=True)
@@ -67,14 +68,14 @@ def refined_labels(model, embedding, cosines, sizes, originals, options, seeds):
     return maps
 
 
-def log_odds(cosine, options):  # float [N, rows, columns] -> float32 [N, 4 rows, 4 columns]
+def log_odds(cosine, scale, limit):  # float [N, rows, columns] -> float32 [N, 4 rows, 4 columns]
     """What the CLIP head would give as mask logits: log p / (1 - p) of its softmax, limited."""
     size = tuple(CELLS * side for side in cosine.shape[1:])
-    logits = options.scale * frames.to_photograph(cosine, size, size, size)
+    logits = scale * frames.to_photograph(cosine, size, size, size)
     sure = special.log_softmax(logits, axis=0)
     with np.errstate(divide="ignore"):
         odds = sure - np.log(-np.expm1(sure))
-    return np.clip(odds, -options.limit, options.limit)
+    return np.clip(odds, -limit, limit)
 
 
 def choose_prompts(odds, grid, stride, options, rng):
