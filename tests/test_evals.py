@@ -23,7 +23,7 @@ from samclip_jax.evals.zero_shot_segmentation import (
 from samclip_jax.inference.refine import Refinement
 from samclip_jax.inference.texts import TEMPLATES
 
-NAMES = ["zebra", "kite", "grass"]
+NAMES = ["zebra", "tiger", "grass"]
 
 
 class Source(list):

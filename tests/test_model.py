@@ -8,7 +8,7 @@ from samclip_jax.data import transforms
 from samclip_jax.errors import UserError
 from samclip_jax.evals.zero_shot_classification import zero_shot_classification
 
-NAMES = ["zebra", "kite", "grass"]
+NAMES = ["zebra", "tiger", "grass"]
 
 
 def photograph(height, width):

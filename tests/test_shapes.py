@@ -170,7 +170,7 @@ def test_a_source_ends_and_an_unknown_split_is_named():
         (
             shapes.ShapeScenes,
             dict(objects=(0, 23)),
-            "objects must be a tuple of 2, each .* at most 22",
+            "objects must be a tuple of 2, each .* at most 20",
         ),
         (shapes.ShapeScenes, dict(radius=0.3), "radius must be"),
         (shapes.ShapeScenes, dict(radius=(0.0, 0.2)), "radius must be"),

@@ -40,12 +40,10 @@ COATS = {  # class: pattern, colour of the body, colour of the pattern; no two h
     "ladybird": ("dots", (216, 32, 30), (24, 20, 22)),
     "strawberry": ("dots", (226, 40, 48), (252, 222, 64)),
     "dart frog": ("dots", (36, 186, 226), (20, 22, 34)),
-    "cactus": ("dots", (22, 94, 60), (240, 240, 226)),
+    "cactus": ("dots", (16, 124, 70), (240, 240, 226)),
     "doughnut": ("dots", (70, 36, 20), (255, 130, 180)),
-    "kite": ("checks", (230, 40, 150), (250, 220, 60)),
     "tablecloth": ("checks", (244, 244, 242), (30, 176, 214)),
-    "giraffe": ("net", (152, 84, 34), (246, 226, 176)),
-    "brick": ("net", (168, 40, 34), (214, 206, 196)),
+    "giraffe": ("net", (104, 54, 22), (246, 226, 176)),
     "lemon": ("plain", (252, 232, 56), (252, 232, 56)),
     "plum": ("plain", (108, 34, 130), (108, 34, 130)),
     "flamingo": ("plain", (255, 112, 172), (255, 112, 172)),
@@ -242,7 +240,7 @@ class Canvas:
         self.owner[window][alpha[..., 0] > 0.5] = len(self.categories) - 1
 
     def caption(self):
-        """As "a zebra and a kite on grass": the objects in drawing order."""
+        """As "a zebra and an orchid on grass": the objects in drawing order."""
         names = [CLASSES[category] for category in self.categories]
         things = [name for name in names if name not in GROUNDS]
         grounds = " and ".join(name for name in names if name in GROUNDS)
