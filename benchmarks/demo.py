@@ -31,7 +31,7 @@ def with_dense_term(workdir, seed):
     for stage, config in configs.items():
         train.train(config, workdir / f"{DENSE}_{stage}", f"{stage}, with the dense term")
     data, model = demo.sources(demo.DATA), load(workdir / f"{DENSE}_stage3")
-    return demo.measure(model, data) | demo.measure_both_heads(model, data)
+    return demo.measure(model, data) | demo.measure_both_heads(model, data["scenes"])
 
 
 def spread(values, digits=1):
