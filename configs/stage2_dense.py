@@ -10,7 +10,8 @@ last-block values (MaskCLIP, arXiv 2112.01071) at the size whose grid is the stu
 ViT-L/14 beside a student at 224 px, 392 beside 448. On the same pass of the student; the
 teacher goes a second time over every image: 1.36 times the operations of stage 2 at 224 px, 1.59 at
 448, by the formulas of samclip_jax/flops.py. As many steps as configs/stage2.py; on pods, too, set
---config.fsdp=8. Whether it helps is not known: it was not run on the real data.
+--config.fsdp=8. Not run on the real data. In the demo's world it hurts, for the teacher's own
+patches are worse than what the pooled loss teaches: docs/demo.md.
 """
 
 from samclip_jax import recipe
