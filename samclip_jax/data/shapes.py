@@ -28,7 +28,7 @@ from samclip_jax.validation import (
     check,
 )
 
-COATS = {  # class: pattern, colour of the body, colour of the pattern; no two have like means
+COATS = {  # class: pattern, colour of the body, colour of the pattern; no two have like colours
     "zebra": ("stripes", (240, 238, 232), (26, 26, 30)),
     "tiger": ("stripes", (244, 130, 24), (30, 24, 22)),
     "bee": ("stripes", (250, 214, 40), (40, 30, 20)),

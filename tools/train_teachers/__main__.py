@@ -13,8 +13,7 @@ released layouts: sam.pth as Meta's files are, clip/ as an OpenCLIP folder. The 
 The teachers in the project, on tuning images: SAM after 2,475 steps, 54 minutes of a core, 0.881
 box mIoU (0.824 from one point) over 100 scenes; CLIP after 4,653 steps, 48 seconds of an H200,
 99.6 %. When they learnt, the world had two more coats, a kite's and a brick's, the giraffe was
-lighter and the cactus darker: a student could not tell them from others. The captions said "a
-orchid".
+lighter and the cactus darker: students often took them for others. The captions said "a orchid".
 """
 
 import argparse
