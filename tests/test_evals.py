@@ -273,7 +273,7 @@ def test_both_heads_run_on_scenes(tiny_samclip):
     first, again = (dict(refined_segmentation(tiny_samclip, source, **options)) for _ in range(2))
     assert first == again and first["images"] == 3
     assert 0 <= first["refined_segmentation_miou"] <= 1
-    variant = dict(components=True, clip_weight=1.0, min_area=0.01)
+    variant = dict(components=True, clip_weight=1.0, min_patches=2)
     dict(refined_segmentation(tiny_samclip, source, refinement=Refinement(**variant), **options))
 
 

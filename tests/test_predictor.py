@@ -224,11 +224,12 @@ def test_refining_is_the_same_for_the_same_seed(predictor):
 
 
 def test_prompts_of_a_class_and_of_its_parts():
-    """Two squares of class 1 on class 0: one prompt for the class, or one for each square."""
+    """Two squares of class 1 on class 0: one prompt for the class, or one for each square. What
+    covers less than min_patches, 16 cells each, is not prompted."""
     odds = np.full((2, 8, 16), -4, np.float32)
     odds[1, 1:4, 1:4] = odds[1, 4:7, 10:14] = 4
     odds[0] = -odds[1]
-    options = Refinement(points=2, threshold=0.9)
+    options = Refinement(points=2, threshold=0.9, min_patches=0)
     rng = np.random.default_rng(0)
     ground, squares = choose_prompts(odds, (16, 16), 2.0, options, rng)
     assert (ground.category, squares.category) == (0, 1)
@@ -245,8 +246,16 @@ def test_prompts_of_a_class_and_of_its_parts():
         assert inside[y, x].all()
         np.testing.assert_array_equal(part.mask[:8] == 4, inside)
 
-    large = dataclasses.replace(parts, min_area=10 / 128)
-    assert [p.category for p in choose_prompts(odds, (16, 16), 2.0, large, rng)] == [0, 1]
+    for form, patches, categories in (
+        (parts, 10 / 16, [0, 1]),
+        (parts, 1, [0]),
+        (options, 1, [0, 1]),
+        (options, 22 / 16, [0]),
+        (options, 100, [0]),
+    ):
+        form = dataclasses.replace(form, min_patches=patches)
+        prompts = choose_prompts(odds, (16, 16), 2.0, form, rng)
+        assert [prompt.category for prompt in prompts] == categories
     scarce = dataclasses.replace(options, points=200)
     assert (choose_prompts(odds, (16, 16), 2.0, scarce, rng)[1].labels == ABSENT).sum() == 179
 

@@ -23,7 +23,7 @@ class Refinement(Validated):
     scale: NonNegativeFloat | None = None  # of the cosines before their softmax; model.logit_scale
     limit: NonNegativeFloat = 10.0  # of the log odds of the mask prompt; SAM's logits reach that
     components: bool = False  # a prompt for every connected part of a class; the paper: a class
-    min_area: Share = 0.0  # of a prompted part, as a share of the photograph
+    min_patches: NonNegativeFloat = 4.0  # of a prompted class or part; the largest counts always
     clip_weight: NonNegativeFloat = 0.0  # of the log odds in the decoder's logits; the paper: 0
 
 
@@ -79,7 +79,8 @@ def log_odds(cosine, scale, limit):  # float [N, rows, columns] -> float32 [N, 4
 
 
 def choose_prompts(odds, grid, stride, options, rng):
-    """A Prompt for every class that is the likeliest somewhere, or for every part of one.
+    """A Prompt for every class that is the likeliest somewhere, or for every part of one; none for
+    those too small.
 
     odds [N, rows, columns] on the mask grid, whose cells are `stride` px of the frame wide.
     """
@@ -90,7 +91,7 @@ def choose_prompts(odds, grid, stride, options, rng):
         for part in connected(labels == category, options.components)
     ]
     areas = np.array([part.sum() for _, part in parts])
-    least = min(areas.max(), options.min_area * labels.size)
+    least = min(areas.max(), options.min_patches * CELLS**2)
     prompts = []
     for category, part in (parts[i] for i in np.flatnonzero(areas >= least)):
         confidence = special.expit(odds[category]) * part
