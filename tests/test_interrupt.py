@@ -86,7 +86,10 @@ def test_a_signal_to_one_of_two_processes_saves_one_step_of_both(
             r"--config.streams.clip \(batches of 8 images of 24 px then, now 16 images of 24 px\)",
         ),
         ({"streams.clip.resolutions": (12,)}, "8 images of 24 px then, now 32 images of 12 px"),
-        ({"streams.clip.sources.main.size": 99}, r"clip.sources \(records: 4000 then, now 99"),
+        (
+            {"streams.clip.sources.main.size": 99},
+            r"clip.sources \(records: 8000 and 4000 then, now 99 and 4000",
+        ),
         ({"streams.clip.sources.main.weight": 0.5}, "clip.sources .* or their weights"),
     ],
 )
