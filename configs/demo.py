@@ -2,8 +2,7 @@
 
 python -m samclip_jax.demo --workdir=runs/demo          (make demo)
 
-13 minutes on two cores of a shared AMD EPYC, 10 to 11 where the programs are kept from an earlier
-run; docs/demo.md has the figures. One stage alone:
+6 to 7 minutes on two cores of a shared AMD EPYC; docs/demo.md has the figures. One stage alone:
 python -m samclip_jax.main --config=configs/demo.py:stage2 --workdir=DIR --config.init=STAGE1 \
     --config.teachers.clip=CLIP --config.teachers.sam=SAM
 """

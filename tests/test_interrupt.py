@@ -90,7 +90,7 @@ def test_a_signal_to_one_of_two_processes_saves_one_step_of_both(
             {"streams.clip.sources.main.size": 99},
             r"clip.sources \(records: 8000 and 4000 then, now 99 and 4000",
         ),
-        ({"streams.clip.sources.main.weight": 0.5}, "clip.sources .* or their weights"),
+        ({"streams.clip.sources.main.weight": 2}, "clip.sources .* or their weights"),
     ],
 )
 def test_what_would_repeat_or_skip_examples_is_refused(begun, changes, sentence):
