@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from samclip_jax import families, hlo, models
+from samclip_jax import families, hlo, models, sharding
 from samclip_jax.compile_only import topology_devices
 from samclip_jax.errors import command
 from samclip_jax.metrics import write_json
@@ -43,7 +43,8 @@ def with_bias(qkv, rel_pos_h, rel_pos_w):
 
 
 def fused(qkv, *rel_pos):
-    return self_attention(qkv, HEADS, rel_pos)
+    with sharding.one_device():
+        return self_attention(qkv, HEADS, rel_pos)
 
 
 def layer(attention, batch, grid):
@@ -59,7 +60,8 @@ def encoder(dtype):
     images = jax.ShapeDtypeStruct((1, 1024, 1024, 3), jnp.uint8)
 
     def encode(params, images):
-        encoded = models.merge(graph, params).encode(images, dtype=jnp.bfloat16, remat=True)
+        with sharding.one_device():
+            encoded = models.merge(graph, params).encode(images, dtype=jnp.bfloat16, remat=True)
         return encoded.embedding
 
     return encode, [params, images]

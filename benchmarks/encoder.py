@@ -16,7 +16,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from samclip_jax import families, models
+from samclip_jax import families, models, sharding
 from samclip_jax.errors import command
 from samclip_jax.metrics import write_json
 from samclip_jax.models.config import SamConfig
@@ -41,7 +41,12 @@ def encoders(config, images, dtype):
     params = {
         name: jax.device_put(x.astype(dtype)) for name, x in converted(config, weights).items()
     }
-    ours = jax.jit(lambda params, x: models.merge(graph, params).encoder(x).embedding)
+
+    def encode(params, images):
+        with sharding.one_device():
+            return models.merge(graph, params).encoder(images).embedding
+
+    ours = jax.jit(encode)
     on_gpu = jax.default_backend() == "gpu"
     place = {"device": "cuda" if on_gpu else "cpu", "dtype": getattr(torch, dtype)}
     ours_images = jax.device_put(images.transpose(0, 2, 3, 1).astype(dtype))

@@ -6,25 +6,19 @@ import os
 import time
 
 import jax
-from absl import logging
 from jax.experimental.compilation_cache import compilation_cache
 
-from samclip_jax.errors import UserError
-from samclip_jax.paths import local_path
+from samclip_jax import cache
 
 
 def use_cache():
     """Compiled programs are kept in ~/.cache/samclip_jax/jax, for the next start or resume.
 
-    JAX_COMPILATION_CACHE_DIR names another folder, XDG_CACHE_HOME the one in place of ~/.cache;
-    JAX_ENABLE_COMPILATION_CACHE=false keeps none. The folder may be deleted at any time.
+    JAX_COMPILATION_CACHE_DIR names another folder; JAX_ENABLE_COMPILATION_CACHE=false keeps none.
     """
     if jax.config.jax_compilation_cache_dir is None:
-        try:
-            folder = local_path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "samclip_jax/jax"
-            folder.mkdir(parents=True, exist_ok=True)
-        except (OSError, UserError) as error:
-            logging.warning("compiled programs are not kept: %s", error)
+        folder = cache.folder("jax")
+        if folder is None:
             return
         jax.config.update("jax_compilation_cache_dir", str(folder))
     minimum = "jax_persistent_cache_min_compile_time_secs"

@@ -3,6 +3,9 @@
 State is sharded over "fsdp" and replicated over the other axes. A batch is sharded over all three;
 one whose images do not divide over all devices over "data" and "fsdp", and then those along "image"
 share images: their rows of tokens, their windows, their prompts. XLA derives the rest.
+
+A model that only answers has a mesh ("rows",) of this process's devices: every device has a copy of
+it and takes a share of the rows of a call, alone.
 """
 
 import contextlib
@@ -15,7 +18,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import mesh_utils
+from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -172,20 +175,45 @@ def shard_batch(mesh, images, batch):
 
 # ------------------------------------------------------------------------------------ activations
 
-_BATCH = contextvars.ContextVar("batch", default=None)
+_UNSAID = object()
+_BATCH = contextvars.ContextVar("batch", default=_UNSAID)
 
 
 @contextlib.contextmanager
 def activations(mesh, images):
     """What is traced inside belongs to a batch of so many images: the models shard it as the batch.
 
-    Without this, and on one device, the functions below do nothing.
+    On one device the functions below do nothing.
     """
     token = _BATCH.set(BatchAxes.of(mesh, images) if mesh.size > 1 else None)
     try:
         yield
     finally:
         _BATCH.reset(token)
+
+
+@contextlib.contextmanager
+def one_device():
+    """What is traced inside runs on one device: the functions below do nothing."""
+    token = _BATCH.set(None)
+    try:
+        yield
+    finally:
+        _BATCH.reset(token)
+
+
+def _batch():
+    """The BatchAxes of what is traced, None on one device. RuntimeError where there are several
+    devices and nothing says which of them it is for: a TPU's kernels would not compile."""
+    batch = _BATCH.get()
+    if batch is not _UNSAID:
+        return batch
+    if jax.device_count() > 1:
+        raise RuntimeError(
+            f"a model is traced and nothing says for which of the {jax.device_count()} devices: "
+            "trace it under sharding.activations(mesh, images) or sharding.one_device()"
+        )
+    return None
 
 
 def shard_rows(x):
@@ -200,14 +228,14 @@ def shard_parts(x):
 
 def pad_parts(x):
     """x [B, parts, ...] with parts of zeros behind, as many as the devices can share evenly."""
-    batch = _BATCH.get()
+    batch = _batch()
     missing = -x.shape[1] % batch.shared if batch else 0
     return jnp.pad(x, ((0, 0), (0, missing), *((0, 0),) * (x.ndim - 2))) if missing else x
 
 
 def devices_per_image():
     """How many devices share an image."""
-    batch = _BATCH.get()
+    batch = _batch()
     return batch.shared if batch else 1
 
 
@@ -216,7 +244,7 @@ def gathered(x):
 
     Left to itself XLA moves activations instead, which are larger.
     """
-    batch = _BATCH.get()
+    batch = _batch()
     if batch is None or batch.mesh.shape["fsdp"] == 1:
         return x
     rests = _spec("kernel", x.shape, batch.mesh.shape["fsdp"])
@@ -240,7 +268,7 @@ def on_each_device(function, whole):
     `axes` of the mesh other devices have further rows of the same images. Every device has all
     weights.
     """
-    batch = _BATCH.get()
+    batch = _batch()
     if batch is None:
         return functools.partial(function, ())
 
@@ -256,5 +284,49 @@ def on_each_device(function, whole):
 
 
 def _constrain(x, spec):
-    batch = _BATCH.get()
+    batch = _batch()
     return x if batch is None else jax.lax.with_sharding_constraint(x, batch.sharding(*spec(batch)))
+
+
+# --------------------------------------------------------------------------------------- replicas
+
+
+def replicas(devices=None):
+    """A mesh ("rows",) of devices of this process, by default the first."""
+    devices = jax.local_devices()[:1] if devices is None else devices
+    return Mesh(np.array(devices), ("rows",), axis_types=(AxisType.Auto,))
+
+
+def copies(mesh, tree):
+    """The tree, every leaf whole on each device of `replicas`. All processes call it together where
+    leaves are sharded over several of them."""
+    leaves, everywhere = jax.tree.leaves(tree), NamedSharding(mesh, P())
+    if not all(getattr(leaf, "is_fully_addressable", True) for leaf in leaves):
+        tree = multihost_utils.process_allgather(tree, tiled=True)
+
+    def copy(leaf):
+        is_there = isinstance(leaf, jax.Array) and leaf.sharding.device_set == everywhere.device_set
+        if is_there and mesh.size > 1 and not leaf.sharding.is_fully_replicated:
+            return _gather(everywhere)(leaf)  # device_put would go through the host
+        return jax.device_put(leaf, everywhere)
+
+    return jax.tree.map(copy, tree)
+
+
+@functools.cache
+def _gather(everywhere):
+    return jax.jit(lambda x: x, out_shardings=everywhere)
+
+
+def on_shares(function, mesh):
+    """function(params, rows, whole), compiled: every device of `replicas` calls it with params, its
+    share of the rows, arrays [B, ...], and `whole`. What it returns are arrays [B, ...] again."""
+
+    def alone(*arguments):
+        with one_device():
+            return function(*arguments)
+
+    specs = P(), P("rows"), P()
+    return jax.jit(  # a kernel does not tell over which axes its results vary
+        jax.shard_map(alone, mesh=mesh, in_specs=specs, out_specs=P("rows"), check_vma=False)
+    )

@@ -1,10 +1,12 @@
 """--compile_only: what a run would take on a pod that is not here. Most need libtpu, none a TPU."""
 
 import json
+import re
 import subprocess
 import sys
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -181,3 +183,30 @@ def test_the_command_needs_no_tpu(environment):
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert "fsdp=3 does not divide the 8 devices" in done.stderr.splitlines()[-1]
+
+
+@tpu
+def test_a_model_that_answers_compiles_for_four_chips(small):
+    """As evaluation runs it, with the attention kernel, and no chip waits for another."""
+    from samclip_jax.inference import model as inference
+
+    config = checkpoint.load_config(small["sam"])
+    devices = co.topology_devices("v5e:2x2")
+    model = inference.Model(config, {}, dtype=jnp.dtype("bfloat16"), devices=devices)
+
+    def there(spec, shape, dtype):
+        place = jax.NamedSharding(model.mesh, jax.P(*spec))
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=place)
+
+    _, params = models.split(families.abstract(config))
+    params = {name: there((), leaf.shape, leaf.dtype) for name, leaf in params.items()}
+    frames = there(["rows"], (8, 256, 256, 3), jnp.uint8), there(["rows"], (8, 2), jnp.int32)
+    encode = model.program(inference._encode_frames, dtype=model.dtype)
+    text = encode.lower(params, frames, ()).compile().as_text()
+    assert "tpu_custom_call" in text
+    points = there(["rows"], (16, 2, 2), jnp.float32)
+    prompts = there(["rows"], (16,), jnp.int32), points, there(["rows"], (16, 2), jnp.int32)
+    embedding = there((), (8, 16, 16, 32), jnp.float32)
+    decode = model.program(inference._masks, multimask=False)
+    text += decode.lower(params, prompts, (embedding,)).compile().as_text()
+    assert not re.search("all-gather|all-reduce|collective-permute|all-to-all", text)

@@ -229,3 +229,50 @@ def test_devices_that_share_images_compute_what_one_does(run_python):
     prompt of every image. One image a group: test_train's two processes."""
     code, _, err = run_python(SHARED_IMAGES, devices=8)
     assert code == 0, err
+
+
+FORGOTTEN = """
+import jax, jax.numpy as jnp
+from samclip_jax import sharding
+
+shard = jax.jit(lambda x: sharding.shard_rows(x) + 0)
+try:
+    shard(jnp.ones((8, 8)))
+except RuntimeError as error:
+    print(error)
+with sharding.one_device():
+    assert (shard(jnp.ones((8, 8))) == 1).all()
+"""
+
+
+def test_a_forgotten_context_is_an_error(run_python):
+    """With several devices; with one there is nothing to say."""
+    code, out, err = run_python(FORGOTTEN, devices=2)
+    assert code == 0, err
+    assert "which of the 2 devices" in out and "sharding.activations(mesh, images)" in out
+    assert run_python(FORGOTTEN)[:2] == (0, "")
+
+
+SHARES = """
+import jax, numpy as np
+from samclip_jax import sharding
+
+mesh = sharding.replicas(jax.devices())
+
+
+def function(params, rows, whole):
+    (x,), (y,) = rows, whole
+    return params["two"] * x + len(x) + y.sum()
+
+
+params = sharding.copies(mesh, {"two": np.float32(2)})
+assert params["two"].sharding.is_fully_replicated
+found = sharding.on_shares(function, mesh)(params, (np.arange(8.0),), (np.ones(3),))
+np.testing.assert_array_equal(found, 2 * np.arange(8.0) + 8 / mesh.size + 3)
+"""
+
+
+@pytest.mark.parametrize("devices", [1, 4])
+def test_each_device_works_on_its_share_of_the_rows(run_python, devices):
+    code, _, err = run_python(SHARES, devices=devices)
+    assert code == 0, err

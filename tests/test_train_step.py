@@ -4,9 +4,18 @@ The encoder's two heads pull at it together (SAM-CLIP section 3): the gradient o
 a tenth of the learning rate for what SAM already knows.
 """
 
+import functools
 import json
+import types
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
+from test_train import SAM
+
+from samclip_jax import families, models, train
+from samclip_jax.config import MaskLossConfig
 
 FIRST_UPDATE = """
 import dataclasses, json
@@ -63,10 +72,11 @@ def l_sam(params, teacher, batch):
     return losses.mask_distillation(*outputs, train.read_config(values).mask_loss)[0]
 
 
-(clip, g_clip), (sam, g_sam) = (
-    jax.jit(jax.value_and_grad(loss))(params, teachers[name], batches[name])
-    for name, loss in (("clip", l_clip), ("sam", l_sam))
-)
+with sharding.one_device():
+    (clip, g_clip), (sam, g_sam) = (
+        jax.jit(jax.value_and_grad(loss))(params, teachers[name], batches[name])
+        for name, loss in (("clip", l_clip), ("sam", l_sam))
+    )
 paper = {}
 for name in trainable:
     tenth = 1.0 if name.startswith("heads/") else 0.1
@@ -204,3 +214,34 @@ def test_a_mode_is_lowered_for_four_tpu_chips_with_its_kernels(modes, run_python
     assert code == 0, err
     kernels = [int(line) for line in out.split()]
     assert len(kernels) == len(MODES[modes]) and min(kernels) > 0
+
+
+def test_prompts_in_groups_give_the_same_loss_and_gradient():
+    """With remat the decoder sees 3 of 6 prompts at a time, of both images."""
+    rng = np.random.default_rng(0)
+    graph, abstract = models.split(families.abstract(SAM))
+    params = {k: jnp.float32(0.1 * rng.standard_normal(x.shape)) for k, x in abstract.items()}
+    embeddings = jnp.float32(rng.standard_normal((2, 2, 4, 4, 16)))
+    batch = {
+        "points": jnp.float32(rng.uniform(0, 30, (2, 6, 2, 2))),
+        "labels": jnp.int32(rng.integers(0, 2, (2, 6, 2))),
+    }
+    options = MaskLossConfig(20.0, 1.0, 1.0, 0.25, 2.0, "soft", True, (1.0,) * 4)
+
+    def loss(params, remat):
+        config = types.SimpleNamespace(remat=remat, mask_loss=options)
+        model = models.merge(graph, params)
+        decoders = (functools.partial(model.predict_masks, each) for each in embeddings)
+        return train.mask_loss(*decoders, batch, config)
+
+    whole, parts = (
+        jax.jit(jax.value_and_grad(loss, has_aux=True), static_argnums=1)(params, remat)
+        for remat in (False, True)
+    )
+    floor = 1e-3 * max(np.abs(leaf).max() for leaf in whole[1].values())  # a key's bias has none
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=floor), whole, parts)
+
+
+@pytest.mark.parametrize("prompts, groups", [(1, 1), (4, 1), (6, 2), (13, 13), (32, 8)])
+def test_no_group_of_prompts_is_large_and_all_are_equal(prompts, groups):
+    assert train.prompt_groups(prompts) == groups

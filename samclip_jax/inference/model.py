@@ -2,13 +2,16 @@
 
 import copy
 import functools
+import threading
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import logging
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 
-from samclip_jax import checkpoint, families, models
+from samclip_jax import cache, checkpoint, families, models, sharding
 from samclip_jax.config import Dtype
 from samclip_jax.data import transforms
 from samclip_jax.errors import UserError, os_errors
@@ -23,16 +26,18 @@ from samclip_jax.tokenizer import Tokenizer
 from samclip_jax.validation import check
 
 WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
-TEXT_BATCH = 256  # texts in one call of the text tower, at most
-PROMPT_BATCH = 32  # prompts in one call of the mask decoder, at most
+TEXT_BATCH = 256  # texts that a device takes at once, at most
+PROMPT_BATCH = 32  # prompts that a device takes at once, at most
+KEPT_TEXTS = 1000  # from so many on their embeddings are kept on disk
 
 
-def load(path, dtype=jnp.float32):
+def load(path, dtype=jnp.float32, devices=None):
     """The Model at `path`, local or gs://.
 
     path: a training workdir (its newest step), a checkpoint directory, or a weight file or folder
     as released by others or exported from here. dtype: of the activations, float32 or bfloat16;
-    parameters stay float32. UserError if there is nothing that can be loaded.
+    parameters stay float32. devices: as Model has them. UserError if there is nothing that can be
+    loaded.
     """
     try:
         name = jnp.dtype(dtype).name
@@ -42,7 +47,7 @@ def load(path, dtype=jnp.float32):
     config, params, tokenizer = _read(path)
     if tokenizer is not None:
         tokenizer = Tokenizer(tokenizer, config.text.context_length)
-    return Model(config, jax.device_put(params), tokenizer, jnp.dtype(name))
+    return Model(config, params, tokenizer, jnp.dtype(name), devices)
 
 
 def _read(path):
@@ -70,29 +75,54 @@ class Model:
 
     family: its families.Family. params: {"a/b/c": array}, anywhere, sharded or not.
     tokenizer: list of str -> int32 [N, T], or None. Every function is compiled once per shape.
+    devices: those of this process that share the rows of a call, by default the first alone. Each
+    has all parameters.
     """
 
-    def __init__(self, config, params, tokenizer=None, dtype=jnp.float32):
-        self.config, self.params, self.tokenizer, self.dtype = config, params, tokenizer, dtype
+    def __init__(self, config, params, tokenizer=None, dtype=jnp.float32, devices=None):
+        self.config, self.tokenizer, self.dtype = config, tokenizer, dtype
         self.family = families.of(config)
         self.graph, _ = models.split(families.abstract(config))
-        self._compiled = {}
+        self.mesh = sharding.replicas(devices)
+        self.params = sharding.copies(self.mesh, params)
+        self._programs, self._lock = {}, threading.Lock()
+
+    @property
+    def device_count(self):
+        """How many devices share the rows of a call."""
+        return self.mesh.size
 
     def with_params(self, params):
         """The same model with other weights; shares what is compiled."""
         other = copy.copy(self)
-        other.params = params
+        other.params = sharding.copies(self.mesh, params)
         return other
 
-    def run(self, function, *args, **static):
-        """function(module, *args, **static), compiled; `static` values are hashable."""
+    def program(self, function, **static):
+        """function(module, *whole, *rows, **static), compiled: (params, rows, whole) -> arrays, see
+        sharding.on_shares; `static` values are hashable."""
         key = (function, *sorted(static.items()))
-        if key not in self._compiled:
+        if key not in self._programs:
             call = functools.partial(function, **static)
-            self._compiled[key] = jax.jit(
-                lambda params, *args: call(models.merge(self.graph, params), *args)
-            )
-        return self._compiled[key](self.params, *args)
+
+            def with_module(params, rows, whole):
+                return call(models.merge(self.graph, params), *whole, *rows)
+
+            self._programs[key] = sharding.on_shares(with_module, self.mesh)
+        return self._programs[key]
+
+    def run(self, function, *rows, whole=(), **static):
+        """What `program` returns for the arrays `rows` [B, ...], whose rows the devices share, and
+        `whole`, of which each has all. From any thread; it does not wait for the devices."""
+        count = len(rows[0])
+        missing = -count % self.device_count
+        with self._lock:  # so that all devices have the same order of what they do together
+            if missing:
+                rows = [jnp.pad(x, [(0, missing)] + [(0, 0)] * (x.ndim - 1)) for x in rows]
+            rows = jax.device_put(tuple(rows), NamedSharding(self.mesh, P("rows")))
+            whole = sharding.copies(self.mesh, tuple(whole))
+            outputs = self.program(function, **static)(self.params, rows, whole)
+            return jax.tree.map(lambda x: x[:count], outputs) if missing else outputs
 
     def gives(self, output):
         """Whether the model gives this output, of Family.outputs."""
@@ -149,8 +179,8 @@ class Model:
             raise UserError("this checkpoint has no tokenizer.json: import it again with one")
         tokens = self.tokenizer(texts)
         parts = [
-            np.asarray(self.run(_encode_text, _padded(part, TEXT_BATCH), dtype=self.dtype))
-            for part in _chunks(tokens, TEXT_BATCH)
+            np.asarray(self.run(_encode_text, self._padded(part, TEXT_BATCH), dtype=self.dtype))
+            for part in _chunks(tokens, TEXT_BATCH * self.device_count)
         ]
         return np.concatenate(parts)[: len(tokens)]
 
@@ -159,13 +189,22 @@ class Model:
 
         names: a list of texts, none blank. templates: texts with {} for the name, functions of the
         name, or a set of templates.json: "openai" (80), "simple" (7). As
-        open_clip.build_zero_shot_classifier. UserError if one cannot be used.
+        open_clip.build_zero_shot_classifier. Those of KEPT_TEXTS texts and more are kept on disk,
+        see cache.py. UserError if one cannot be used.
         """
         self.require("text", what="class_embeddings")
         names = class_names("names", names)
         texts, count = class_texts(names, templates)
-        embeddings = self.encode_text(texts).reshape(len(names), count, -1)
-        return np.asarray(unit(embeddings.mean(1)))
+
+        def embeddings():
+            return np.asarray(unit(self.encode_text(texts).reshape(len(names), count, -1).mean(1)))
+
+        if len(texts) < KEPT_TEXTS or self.tokenizer is None:
+            return embeddings()
+        tower = models.text_params(self.params)
+        computed = f"{self.config.text} {jnp.dtype(self.dtype).name} {jax.default_backend()}"
+        key = cache.digest(tower, self.tokenizer(texts), f"{len(names)} {computed}")
+        return cache.kept_array("texts", key, embeddings)
 
     @property
     def logit_scale(self):
@@ -233,12 +272,22 @@ class Model:
         answers = 3 if multimask else 1
         low_res_masks = [np.zeros((0, answers, height, width), np.float32)]
         scores = [np.zeros((0, answers), np.float32)]
-        for chunk in zip(*(_chunks(array, PROMPT_BATCH) for array in prompts), strict=True):
-            padded = [_padded(part, PROMPT_BATCH) for part in chunk]
-            answer = self.run(_masks, embedding, *padded, multimask=bool(multimask))
+        with self._lock:
+            embedding = sharding.copies(self.mesh, embedding)
+        most = PROMPT_BATCH * self.device_count
+        for chunk in zip(*(_chunks(array, most) for array in prompts), strict=True):
+            padded = [self._padded(part, PROMPT_BATCH) for part in chunk]
+            answer = self.run(_masks, *padded, whole=[embedding], multimask=bool(multimask))
             for arrays, array in zip((low_res_masks, scores), answer, strict=True):
                 arrays.append(np.asarray(array)[: len(chunk[0])])
         return np.concatenate(low_res_masks), np.concatenate(scores)
+
+    def _padded(self, array, most):
+        """Zeros after the rows, up to a power of two for each device and `most`, so that few shapes
+        are compiled."""
+        share = -(-len(array) // self.device_count)
+        rows = self.device_count * min(most, 1 << (share - 1).bit_length())
+        return np.pad(array, [(0, rows - len(array))] + [(0, 0)] * (array.ndim - 1))
 
     @property
     def encoder(self):
@@ -292,9 +341,3 @@ def _fitted(module, images):
 
 def _chunks(array, length):
     return [array[i : i + length] for i in range(0, len(array), length)]
-
-
-def _padded(array, most):
-    """Zeros after the rows up to a power of two, so that few shapes are compiled."""
-    rows = min(most, 1 << (len(array) - 1).bit_length())
-    return np.pad(array, [(0, rows - len(array))] + [(0, 0)] * (array.ndim - 1))

@@ -23,6 +23,11 @@ def image_params(params):
     return {n: leaf for n, leaf in params.items() if n.split("/")[0] not in TEXT_PARTS}
 
 
+def text_params(params):
+    """Those of a flat dict that texts meet."""
+    return {n: leaf for n, leaf in params.items() if n.split("/")[0] in TEXT_PARTS}
+
+
 def count(params) -> int:
     """Number of weights in a flat dict."""
     return sum(leaf.size for leaf in jax.tree.leaves(params))

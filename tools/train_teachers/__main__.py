@@ -28,7 +28,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from samclip_jax import families, models
+from samclip_jax import families, models, sharding
 from tools.train_teachers.clip import ClipTask
 from tools.train_teachers.sam import SamTask
 
@@ -125,7 +125,8 @@ def main():
     args.workdir.mkdir(parents=True, exist_ok=True)
     print(f"drawing {args.images} images", flush=True)
     task = TASKS[args.teacher](args.images)
-    params = train(task, args.workdir, args.minutes)
+    with sharding.one_device():
+        params = train(task, args.workdir, args.minutes)
     output = args.output or args.workdir / "released"
     output.mkdir(parents=True, exist_ok=True)
     task.release({name: np.asarray(array) for name, array in params.items()}, output)
