@@ -42,10 +42,11 @@ from samclip_jax.evals import (
     box_masks,
     point_masks,
     refined_segmentation,
-    values,
+    results,
     zero_shot_classification,
+    zero_shot_segmentation,
 )
-from samclip_jax.evals.zero_shot_segmentation import confusion_matrix, scores
+from samclip_jax.evals.batches import collect
 from samclip_jax.inference.model import load
 from samclip_jax.inference.refine import Refinement
 from samclip_jax.metrics import write_json
@@ -220,31 +221,32 @@ def measure_text(model, data):
 
 
 def classify(model, objects):
-    results = zero_shot_classification(model, objects, CLIP_SIZE, TEMPLATES)
-    return {"zero_shot_accuracy": values(results)["zero_shot_accuracy"]}
+    metrics = results(zero_shot_classification(model, objects, CLIP_SIZE, TEMPLATES))
+    return {"zero_shot_accuracy": metrics["zero_shot_accuracy"]}
 
 
 def segment(model, scenes, maskclip=False):
     """mIoU, and the share of the grounds' pixels that are called a ground, any of them."""
-    _, total = confusion_matrix(model, scenes, SAM_SIZE, TEMPLATES, maskclip=maskclip)
-    grounds = total[len(OBJECT_CLASSES) :]
-    return values(scores("zero_shot_segmentation", total)) | {
+    evaluation = zero_shot_segmentation(model, scenes, SAM_SIZE, TEMPLATES, maskclip=maskclip)
+    totals = collect(evaluation)
+    grounds = totals["pixels"][len(OBJECT_CLASSES) :]
+    return {name: float(value) for name, value in evaluation.results(totals)} | {
         "ground_pixels": float(grounds[:, len(OBJECT_CLASSES) :].sum() / grounds.sum())
     }
 
 
 def measure_masks(model, data):
     """Masks from boxes, at logit 0 and at the threshold of the tuning scenes, and from points."""
-    threshold = values(box_masks(model, data["tuning"], "best"))["box_threshold"]
-    metrics = values(box_masks(model, data["scenes"], threshold))
-    return metrics | values(point_masks(model, data["scenes"]))
+    threshold = results(box_masks(model, data["tuning"], "best"))["box_threshold"]
+    metrics = results(box_masks(model, data["scenes"], threshold))
+    return metrics | results(point_masks(model, data["scenes"]))
 
 
 def measure_both_heads(model, scenes):
     metrics, miou = {}, "refined_segmentation_miou"
     for prefix, refinement in (("", Refinement()), ("tuned_", Refinement(**REFINEMENT))):
-        results = refined_segmentation(model, scenes, refinement, TEMPLATES)
-        metrics[prefix + miou] = values(results)[miou]
+        evaluation = refined_segmentation(model, scenes, refinement, TEMPLATES)
+        metrics[prefix + miou] = results(evaluation)[miou]
     return metrics
 
 
@@ -260,7 +262,7 @@ def wise_ft(workdir, data, report):
     rows = []
     for alpha in progress.Bar(ALPHAS, "interpolations", unit="of them"):
         mixed = model.with_params(models.wise_ft(start, model.params, alpha))
-        measured = masks.get(alpha) or values(box_masks(mixed, data["scenes"]))
+        measured = masks.get(alpha) or results(box_masks(mixed, data["scenes"]))
         accuracy = classify(mixed, data["objects"])
         rows.append({"alpha": alpha, **accuracy, "box_miou": measured["box_miou"]})
     return rows

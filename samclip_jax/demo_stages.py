@@ -61,6 +61,7 @@ def get_config(stage=""):
         warmup_steps=steps // 10,
     )
     config.steps = config.optimizer.schedule_steps = steps
+    config.evals = {}
     config.heads.clip.mlp_hidden = 384
     config.dtype = "float32"
     config.log_every = 10

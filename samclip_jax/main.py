@@ -10,6 +10,7 @@ import jax
 from absl import flags
 
 from samclip_jax import config, progress
+from samclip_jax.distributed import join_hosts
 from samclip_jax.errors import UserError
 
 EXAMPLE = "configs/stage2.py"
@@ -42,24 +43,6 @@ def main(values):
     if DISTRIBUTED.value:
         join_hosts()
     train.train(values, WORKDIR.value)
-
-
-def join_hosts():
-    """Joins the other processes of the job. UserError where there are none, or they are missing."""
-    try:
-        jax.distributed.initialize()
-    except ValueError as error:  # no cluster that jax knows
-        reason = str(error).partition("\n")[0]
-        raise UserError(
-            f"--distributed found no TPU pod and no scheduler's job; on one host leave it out: "
-            f"{reason}"
-        ) from error
-    except RuntimeError as error:
-        reason = str(error).partition("\n")[0]
-        raise UserError(
-            "--distributed: not all hosts of this job have joined; start the same command on every "
-            f"one of them at about the same time: {reason}"
-        ) from error
 
 
 if __name__ == "__main__":

@@ -58,6 +58,18 @@ class MetricWriter:
                 self._file.close()
 
 
+def metrics_at(workdir, step):
+    """{name: number} of all that WORKDIR/metrics.jsonl, if there is one, has of this step."""
+    path, metrics = any_path(workdir) / "metrics.jsonl", {}
+    with os_errors(f"{path} was not read"):
+        lines = path.read_text().splitlines() if path.exists() else []
+    for line in lines:
+        with contextlib.suppress(ValueError):  # half a line of a killed run
+            values = json.loads(line)
+            metrics |= values if values["step"] == step else {}
+    return metrics
+
+
 def write_json(path, value):
     """value as JSON; UserError where it cannot be written."""
     with os_errors(f"{path} was not written"):
@@ -69,6 +81,9 @@ class Timer:
     nothing to do for want of data."""
 
     def __init__(self):
+        self.restart()
+
+    def restart(self):
         self.steps, self.waited, self.began = 0, 0.0, time.monotonic()
 
     @contextlib.contextmanager
@@ -86,5 +101,5 @@ class Timer:
     def take(self):
         seconds = time.monotonic() - self.began
         taken = {"seconds_per_step": seconds / self.steps, "data_wait": self.waited / seconds}
-        self.__init__()
+        self.restart()
         return taken

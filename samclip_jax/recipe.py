@@ -17,6 +17,7 @@ from ml_collections.config_dict import FieldReference
 from samclip_jax.config import MASKS, HeadConfig
 from samclip_jax.data import pipeline
 from samclip_jax.data.sources import SOURCES
+from samclip_jax.inference.refine import Refinement
 
 CLIP_IMAGES = 40_194_000  # 99 % of the 40.6 M images of D_CLIP (4.1)
 
@@ -89,8 +90,13 @@ def base():
     config.log_every = 50
     config.checkpoint_every = 1000
     config.checkpoints_kept = 3
-    config.evals = ConfigDict()
-    config.eval_every = 0  # 0: at the end
+    # sets that data.prepare has made; one whose data.path is not given is left out
+    config.evals = dict(
+        imagenet=evaluation("zero_shot_classification", "prepared"),
+        coco=evaluation("box_masks", "prepared"),
+        voc=evaluation("zero_shot_segmentation", "prepared"),
+    )
+    config.eval_every = 20_000  # steps, about an epoch of stage 1; 0: at the end alone
     return config
 
 
@@ -126,3 +132,49 @@ def sam_term():
         **dataclasses.asdict(pipeline.SamStream()),
     )
     return ConfigDict(term), ConfigDict(stream)
+
+
+def evaluations():
+    """{task of evals.EVALUATORS: the kind of its data, and its options}, the paper's."""
+    return {
+        "zero_shot_classification": dict(
+            data="folder",  # with --config.data.labels=True: a sub-folder for each class
+            image_size=336,  # of a merged model; table 1 is table 6's row of 336 px
+            templates=anything("openai"),  # 80 a class (4.2); or simple, or texts with {}
+            batch_size=64,  # images that a device takes at once
+        ),
+        "retrieval": dict(
+            data="captions",
+            image_size=336,  # of a merged model; the paper does not say
+            batch_size=64,
+        ),
+        "box_masks": dict(
+            data="coco_instances",
+            threshold=anything(),  # a logit to report masks at besides 0, or "best"
+            batch_size=4,
+        ),
+        "point_masks": dict(data="coco_instances", threshold=anything(), batch_size=4),
+        "zero_shot_segmentation": dict(
+            data="coco_panoptic",
+            image_size=448,  # of a merged model (4.2)
+            templates=anything("openai"),
+            upsample="logits",  # 4.2; or labels (appendix C)
+            maskclip=False,  # of a plain CLIP: its last block's values alone
+            batch_size=16,
+        ),
+        "refined_segmentation": dict(
+            data="coco_panoptic",
+            templates=anything("openai"),
+            refinement=dataclasses.asdict(Refinement()) | {"scale": anything()},  # the paper's form
+            seed=0,
+            batch_size=4,
+        ),
+    }
+
+
+def evaluation(task, data=None):
+    """One of them as a config has it: {"task", "data", "limit", options}. data: another kind of
+    source than the usual one."""
+    options = evaluations()[task]
+    usual = options.pop("data")
+    return ConfigDict({"task": task, "data": source(data or usual), "limit": anything(), **options})

@@ -19,7 +19,6 @@ import optax
 from samclip_jax import (
     bad_steps,
     checkpoint,
-    evals,
     families,
     interrupt,
     models,
@@ -29,11 +28,12 @@ from samclip_jax import (
     sharding,
     teachers,
 )
-from samclip_jax.compilation import Programs, keep_none_on_cpu_hosts
+from samclip_jax.compilation import Programs
 from samclip_jax.config import TrainConfig, build
 from samclip_jax.data.decode import REASONS
+from samclip_jax.distributed import set_up_process
 from samclip_jax.errors import UserError
-from samclip_jax.inference.model import Model
+from samclip_jax.evals.run import RunEvaluations, named, require_usable
 from samclip_jax.losses import cosine_distance, mask_distillation
 from samclip_jax.metrics import MetricWriter, Timer
 from samclip_jax.paths import any_path
@@ -195,13 +195,11 @@ def train(values, workdir, title=None):
     """
     config, workdir = read_config(values), any_path(workdir)
     title = title or workdir.name
-    if jax.process_index() != 0:
-        progress.be_quiet()
-    keep_none_on_cpu_hosts()
+    set_up_process()
     streams = read_streams(config)
     mesh = make_mesh(config, streams)
     streams = open_sources(streams)
-    evals.require_usable(config.evals)
+    require_usable(config.evals)
     order = resume.data_order(config.seed, streams)
     resume.require_same(workdir, config.steps, order)
     teacher_configs = teachers.load_configs(config)
@@ -234,6 +232,11 @@ def train(values, workdir, title=None):
     state = checkpoints.restore(jax.tree.map(abstract, state)) or state
     resume.write(workdir, values, order)
     first = int(state["step"])
+    if unnamed := config.evals.keys() - named(config.evals).keys():
+        progress.say(
+            f"not evaluated, as no data are named: {', '.join(sorted(unnamed))}; "
+            "--config.evals.NAME.data.path names them"
+        )
     for name, count in passes(streams, config.steps).items():
         progress.say(f"{config.steps:,} steps have each image of {name} {count:.3g} times")
     if first == config.steps:
@@ -242,7 +245,7 @@ def train(values, workdir, title=None):
         progress.say(f"{workdir} goes on after step {first} of {config.steps}")
     if tokenizer is not None:
         tokenizer = Tokenizer(tokenizer, model_config.text.context_length)
-    student = Model(model_config, {}, tokenizer, config.dtype)
+    evaluations = RunEvaluations(config, workdir, mesh, model_config, tokenizer)
     graph, _ = families.split_images(model_config)
     step_function = make_step(config, graph, graphs, optimizer, mesh)
     batches_of = start_streams(streams, config.seed, jax.device_get(state["positions"]), mesh)
@@ -260,13 +263,18 @@ def train(values, workdir, title=None):
             stack.callback(iterator.close)
 
         def evaluate_now(step):
+            checkpoints.wait()  # what is evaluated is there when the run goes on
             with interrupts.evaluating():
-                results = evaluate(config, workdir, mesh, student, state["params"])
+                results = evaluations(step, state["params"])
                 writer.write(step, results)
+                evaluations.forget()
             values = ", ".join(f"{name} {value:.4g}" for name, value in results.items())
             progress.say(f"{title} after step {step}: {values}")
+            timer.restart()
             return results
 
+        if first < config.steps and evaluations.interrupted(first):
+            evaluate_now(first)
         for step in range(first + 1, config.steps + 1):
             last = step == config.steps
             with timer.waiting(metrics):
@@ -291,7 +299,7 @@ def train(values, workdir, title=None):
                 last_line = short(config.terms, line, rejected)
                 bar.set_postfix_str(last_line, refresh=False)
             bar.update()
-            evaluating = not last and config.eval_every and step % config.eval_every == 0
+            evaluating = not last and evaluations.due(step)
             stopped_by = interrupts.requested(step)
             if last or evaluating or stopped_by or checkpoints.due(step):
                 bad_steps.require_few(config.max_bad_steps, state["bad_steps"])
@@ -305,14 +313,7 @@ def train(values, workdir, title=None):
         bar.close()
         if first < config.steps:
             progress.say(f"{title}: all {config.steps:,} steps are done, {last_line}; {workdir}")
-        return evaluate_now(config.steps) if config.evals else {}
-
-
-def evaluate(config, workdir, mesh, student, params):
-    """{"NAME/metric": value} of config.evals, with the trained parameters. The rest, the text tower
-    too, is read from the workdir and lies on the devices for as long."""
-    _, start, _ = checkpoint.load_model(workdir, mesh=mesh, initial=True)
-    return evals.evaluate_all(student.with_params({**start, **params}), config.evals)
+        return evaluate_now(config.steps) if evaluations.due(config.steps) else {}
 
 
 def short(terms, metrics, rejected):

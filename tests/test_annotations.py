@@ -22,6 +22,7 @@ from samclip_jax.data.decode import BadRecord
 from samclip_jax.data.pipeline import SamStream
 from samclip_jax.data.sources import make_source
 from samclip_jax.data.unit import Options
+from samclip_jax.evals.batches import results
 from samclip_jax.evals.masks import box_masks
 
 SIZE = (HEIGHT, WIDTH)
@@ -139,7 +140,7 @@ def everywhere(tmp_path_factory):
         reader: {record["key"]: record for record in map(source.__getitem__, range(len(source)))}
         for reader, source in sources.items()
     }
-    evaluation = dict(box_masks(Guess(), sources["training"]))
+    evaluation = results(box_masks(Guess(), sources["training"]))
     return types.SimpleNamespace(
         manifest=manifest,
         lines=[json.loads(each) for each in lines],
@@ -151,7 +152,7 @@ def everywhere(tmp_path_factory):
 class Guess:
     """A model whose masks are empty."""
 
-    encoder = types.SimpleNamespace(image_size=64)
+    encoder, device_count = types.SimpleNamespace(image_size=64), 1
 
     def require(self, *kinds, what):
         pass

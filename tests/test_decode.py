@@ -13,7 +13,7 @@ from samclip_jax.data import decode
 from samclip_jax.data.decode import BadRecord, decode_image, is_upright_jpeg, open_image
 from samclip_jax.data.pipeline import ClipStream, stream
 from samclip_jax.errors import UserError
-from samclip_jax.evals.batches import Batches
+from samclip_jax.evals.batches import Evaluation, collect, counts
 
 IMAGE, LONG = Image.fromarray(picture()), "x" * 3 * 10**6
 
@@ -148,6 +148,11 @@ def no_memory():
     raise MemoryError
 
 
+def counting(source):
+    """An Evaluation that counts images."""
+    return Evaluation("counting", source, 4, None, dict, lambda samples: {}, lambda totals: ())
+
+
 def test_what_does_not_fit_into_memory_is_named():
     """It is no damage of the picture, so no other one takes its place."""
     message = r"record 0 of Source\(\) does not fit into memory"
@@ -155,7 +160,7 @@ def test_what_does_not_fit_into_memory_is_named():
         batches = stream(Source(no_memory), ClipStream(10, (16,), 16), seed=0)
         next(batches)
     with pytest.raises(UserError, match=message):
-        list(Batches(Source(no_memory), dict, 4))
+        collect(counting(Source(no_memory)))
 
 
 @pytest.mark.parametrize("place", ["open", "Image.load"])
@@ -172,8 +177,9 @@ def test_a_minimum_side_holds_in_training_and_in_evaluation():
     source = Source(lambda: np.zeros((decode.MIN_SIDE - 1, 900, 3), np.uint8))
     batch = next(stream(source, ClipStream(10, (16,), 16), seed=0))
     assert batch["rejected"][decode.REASONS.index("too_small")] >= 1
-    batches = Batches(source, dict, 4)
-    assert sum(map(len, batches)) == 9 and batches.rejected == {"too_small": 1}
+    totals = collect(counting(source))
+    assert dict(counts(source, totals)) == {"images": 9, "images_skipped": 1}
+    assert totals["skipped/too_small"] == 1
 
 
 def test_only_the_first_of_several_pictures_is_taken():

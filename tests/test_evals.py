@@ -9,7 +9,7 @@ from samclip_jax import evals
 from samclip_jax.data.decode import BadRecord
 from samclip_jax.data.sources import make_source
 from samclip_jax.errors import UserError
-from samclip_jax.evals.batches import Batches, stack
+from samclip_jax.evals.batches import Evaluation, collect, counts, results, stack
 from samclip_jax.evals.masks import box_masks, overlap, point_masks, point_prompt
 from samclip_jax.evals.refined_segmentation import refined_segmentation
 from samclip_jax.evals.retrieval import retrieval
@@ -58,24 +58,36 @@ def squares(count, shape=(64, 64)):
     return source
 
 
+def number(image):
+    """Which of `squares` a photograph is; 0 for one of zeros."""
+    return max(0, image[..., 0].any(1).argmax() - 8) // 2
+
+
 # Reading
+
+
+def listing(source, prepare=lambda record: int(record["image"]), rows=2, limit=None):
+    """An Evaluation that lists its samples and the sizes of its batches."""
+
+    def measure(samples):
+        return {"samples": samples, "sizes": [len(samples)]}
+
+    return Evaluation("listing", source, rows, limit, prepare, measure, lambda totals: ())
 
 
 def test_unusable_records_are_left_out_and_counted():
     source = Source([{"image": 0}, BadRecord("truncated", ""), *({"image": n} for n in (1, 2, 3))])
-    batches = Batches(source, lambda record: int(record["image"]), 2)
-    assert list(batches) == [[0, 1], [2, 3]]
-    assert dict(batches.counts()) == {"images": 4, "images_skipped": 1}
-    assert list(Batches(source, lambda record: int(record["image"]), 2, limit=3)) == [[0, 1]]
-    with pytest.raises(UserError, match="no usable image"):
-        none = Batches(source[1:2] and Source([BadRecord("empty", "")]), dict, 2)
-        assert list(none) == []
-        list(none.counts())
+    totals = collect(listing(source))
+    assert totals["samples"] == [0, 1, 2, 3] and totals["sizes"] == [2, 2]
+    assert dict(counts(source, totals)) == {"images": 4, "images_skipped": 1}
+    assert collect(listing(source, limit=3))["samples"] == [0, 1]
+    with pytest.raises(UserError, match="no usable image in .*'empty': 1"):
+        collect(listing(Source([BadRecord("empty", "")])))
 
 
 def test_a_mistake_in_preparing_is_not_hidden_in_a_thread():
     with pytest.raises(KeyError):
-        list(Batches(Source([{"image": 0}]), lambda record: record["n"], 2))
+        collect(listing(Source([{"image": 0}]), lambda record: record["n"]))
 
 
 def test_batches_keep_one_shape():
@@ -92,12 +104,11 @@ def test_accuracy_counts_the_likeliest_and_the_five_likeliest(tiny_clip, monkeyp
 
     def encode_image(images):
         shapes.append(images.shape)
-        seen = iter(range(7)) if len(shapes) == 1 else iter(range(4, 8))
-        return np.stack([text[(0, 1, 0)[next(seen) % 3]] for _ in images])
+        return np.stack([text[(0, 1, 0)[number(image) % 3]] for image in images])
 
     monkeypatch.setattr(tiny_clip, "class_embeddings", lambda names, templates: text)
     monkeypatch.setattr(tiny_clip, "encode_crops", encode_image)
-    found = dict(zero_shot_classification(tiny_clip, source, batch_size=4))
+    found = results(zero_shot_classification(tiny_clip, source, batch_size=4))
     assert shapes == [(4, 64, 64, 3)] * 2
     assert found["zero_shot_accuracy"] == pytest.approx(5 / 7)
     assert found["zero_shot_top5_accuracy"] == 1
@@ -137,10 +148,11 @@ def test_recall_counts_the_own_image_and_any_own_caption(tiny_clip, monkeypatch)
         record["captions"] = texts
     space = np.eye(3, 24, dtype=np.float32)
     texts = {"a": space[0], "b": space[1] * 0.9, "c": space[2], "d": space[2] * 0.5, "e": space[2]}
-    seen = iter([space[[0, 1]], space[[2, 2]]])  # the second batch has one image
-    monkeypatch.setattr(tiny_clip, "encode_crops", lambda images: next(seen))
+    monkeypatch.setattr(
+        tiny_clip, "encode_crops", lambda images: space[[number(image) for image in images]]
+    )
     monkeypatch.setattr(tiny_clip, "encode_text", lambda given: np.stack([texts[t] for t in given]))
-    found = dict(retrieval(tiny_clip, source, batch_size=2))
+    found = results(retrieval(tiny_clip, source, batch_size=2))
     assert (found["images"], found["captions"]) == (3, 5)
     assert found["image_recall_at_1"] == pytest.approx(3 / 5)  # a, d, e
     assert found["text_recall_at_1"] == pytest.approx(
@@ -154,15 +166,15 @@ def test_an_image_with_a_caption_that_is_no_text_is_skipped(tiny_clip, monkeypat
     source = squares(2)
     source[0]["captions"], source[1]["captions"] = ["a", "\ud83d"], ["grass"]
     monkeypatch.setattr(tiny_clip, "encode_crops", lambda images: np.ones((len(images), 24)))
-    results = dict(retrieval(tiny_clip, source, batch_size=2))
-    assert (results["images"], results["images_skipped"], results["captions"]) == (1, 1, 1)
+    found = results(retrieval(tiny_clip, source, batch_size=2))
+    assert (found["images"], found["images_skipped"], found["captions"]) == (1, 1, 1)
 
 
 def test_classes_without_a_name_are_said(tiny_clip):
     source = Source()
     source.classes = ["zebra", ""]
     with pytest.raises(UserError, match=r"the classes of .*\[1\] is blank"):
-        dict(zero_shot_classification(tiny_clip, source))
+        results(zero_shot_classification(tiny_clip, source))
 
 
 # Masks
@@ -214,14 +226,14 @@ def knowing_sam(tiny_sam, monkeypatch):
 @pytest.mark.parametrize("evaluator, name", [(box_masks, "box"), (point_masks, "point")])
 def test_mask_iou_at_zero_and_at_another_threshold(knowing_sam, evaluator, name):
     """Measured at the photograph's own size; half of the square is left above logit 2."""
-    found = dict(evaluator(knowing_sam, squares(5), threshold=2.5, batch_size=2))
+    found = results(evaluator(knowing_sam, squares(5), threshold=2.5, batch_size=2))
     assert found["images"] == found["instances"] == 5
     assert found[f"{name}_miou"] == pytest.approx(1, abs=0.01)
     assert found[f"{name}_area_ratio"] == pytest.approx(1, abs=0.01)
     assert found[f"{name}_threshold"] == 2.5
     assert found[f"{name}_miou_at_threshold"] == pytest.approx(0.5, abs=0.01)
     assert found[f"{name}_area_ratio_at_threshold"] == pytest.approx(0.5, abs=0.01)
-    best = dict(evaluator(knowing_sam, squares(5), threshold="best", batch_size=2))
+    best = results(evaluator(knowing_sam, squares(5), threshold="best", batch_size=2))
     assert -2 < best[f"{name}_threshold"] < 1.5
     assert best[f"{name}_miou_at_threshold"] >= found[f"{name}_miou"]
 
@@ -253,7 +265,7 @@ def test_labels_come_from_the_nearest_text(tiny_samclip, monkeypatch, upsample):
     monkeypatch.setattr(tiny_samclip, "class_embeddings", lambda names, templates: text)
     monkeypatch.setattr(tiny_samclip, "patch_embeddings", patch_embeddings)
     options = dict(image_size=128, batch_size=2, upsample=upsample)
-    found = dict(zero_shot_segmentation(tiny_samclip, squares(3), **options))
+    found = results(zero_shot_segmentation(tiny_samclip, squares(3), **options))
     assert found["zero_shot_segmentation_miou"] > 0.85
     assert found["zero_shot_segmentation_pixel_accuracy"] > 0.95
 
@@ -270,11 +282,13 @@ def test_both_heads_run_on_scenes(tiny_samclip):
     """The same seed, the same numbers; the paper's form and its variants."""
     source = make_source("shape_scenes", split="tuning", size=3)
     options = dict(templates=("a {}.",), batch_size=2)
-    first, again = (dict(refined_segmentation(tiny_samclip, source, **options)) for _ in range(2))
+    first, again = (
+        results(refined_segmentation(tiny_samclip, source, **options)) for _ in range(2)
+    )
     assert first == again and first["images"] == 3
     assert 0 <= first["refined_segmentation_miou"] <= 1
     variant = dict(components=True, clip_weight=1.0, min_patches=2)
-    dict(refined_segmentation(tiny_samclip, source, refinement=Refinement(**variant), **options))
+    results(refined_segmentation(tiny_samclip, source, refinement=Refinement(**variant), **options))
 
 
 # The registry

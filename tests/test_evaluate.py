@@ -1,8 +1,11 @@
 """evaluate.py: one command from a checkpoint to a report, and one sentence for every mistake."""
 
 import json
+import signal
+import time
 
 import pytest
+from flax.serialization import msgpack_restore
 
 from samclip_jax.checkpoint import save_model
 
@@ -41,6 +44,29 @@ def test_a_report_holds_the_results_and_what_was_run(checkpoint, run_python, tmp
     assert found["config"]["templates"] == ["a {}.", "a small {}."]
     assert found["config"]["data"]["name"] == "shape_scenes"
     assert found["seconds"] > 0
+
+
+def test_an_evaluation_that_was_stopped_goes_on(checkpoint, start_python, run_python, tmp_path):
+    """Ctrl-C, and the same command again: it reads what is left."""
+    report = tmp_path / "report.json"
+    task, size = "--config=configs/eval.py:zero_shot_segmentation", "--config.data.size=1500"
+    options = "--config.templates=('a {}.',)", "--config.batch_size=2", f"--report={report}"
+    command = CODE, task, checkpoint, *SCENES, size, *options
+    process = start_python(*command)
+    while process.poll() is None and not list(tmp_path.iterdir()):
+        time.sleep(0.01)
+    time.sleep(1)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130 and out == "", err
+    assert err.endswith("stopped; the same command goes on\n") and "Traceback" not in err
+    (kept,) = tmp_path.iterdir()
+    position = msgpack_restore(kept.read_bytes())["position"]
+    assert 0 < position < 1500
+    code, _, err = run_python(*command)
+    assert code == 0, err
+    assert json.loads(report.read_text())["images"] == 1500
+    assert list(tmp_path.iterdir()) == [report]
 
 
 @pytest.mark.parametrize(

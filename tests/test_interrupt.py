@@ -13,6 +13,7 @@ from test_train import A_RUN, ONE_OF_TWO, experiment, teachers  # noqa: F401, a 
 
 from samclip_jax import checkpoint, train
 from samclip_jax.errors import UserError
+from samclip_jax.inference.model import Model
 
 
 @pytest.fixture(scope="module")
@@ -23,6 +24,10 @@ def begun(teachers, tmp_path_factory):  # noqa: F811
     with contextlib.redirect_stderr(io.StringIO()) as printed:
         train.train(config, workdir)
     return config, workdir, printed.getvalue()
+
+
+def lines(workdir):
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
 
 
 def wait_for_a_step(workdir, process):
@@ -119,3 +124,31 @@ def test_progress_tells_of_compilation_once_then_of_steps(begun):
     assert compiling == "run: compiling 1 of 1 programs: clip 24 px"
     assert compiled.startswith("run: compiled 1 of 1 programs in ")
     assert steps[-1].startswith("run: 2/2 steps, 00:00 left, loss clip ")
+
+
+def test_an_evaluation_that_was_interrupted_goes_on(teachers, tmp_path, monkeypatch):  # noqa: F811
+    """Stopped in the second of three objects after step 2, the run begins with what is left."""
+    config = experiment(teachers, "stage1", teachers["sam"], steps=4)
+    config.eval_every = 2
+    data = {"name": "shape_objects", "split": "tuning", "size": 3}
+    evaluation = dict(task="zero_shot_classification", image_size=24, batch_size=1, data=data)
+    with config.unlocked():
+        config.evals.objects = evaluation
+    seen, most, encode = [], 1, Model.encode_crops
+
+    def interrupted(model, images):
+        if len(seen) == most:
+            raise KeyboardInterrupt
+        seen.append(len(images))
+        return encode(model, images)
+
+    monkeypatch.setattr("samclip_jax.evals.batches.MEASURERS", 1)
+    monkeypatch.setattr(Model, "encode_crops", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        train.train(config, tmp_path / "run")
+    assert checkpoint.newest_step(tmp_path / "run") == 2 and len(seen) == 1
+    most = 100
+    train.train(config, tmp_path / "run")
+    evaluated = [line for line in lines(tmp_path / "run") if "objects/images" in line]
+    assert [(line["step"], line["objects/images"]) for line in evaluated] == [(2, 3), (4, 3)]
+    assert len(seen) == 1 + 2 + 3

@@ -6,6 +6,7 @@ import pytest
 import samclip_jax as sc
 from samclip_jax.data import transforms
 from samclip_jax.errors import UserError
+from samclip_jax.evals.batches import results
 from samclip_jax.evals.zero_shot_classification import zero_shot_classification
 
 NAMES = ["zebra", "tiger", "grass"]
@@ -74,7 +75,7 @@ def test_evaluation_cuts_crops_that_are_seen_as_they_are(model, size, request, m
     records = [{"key": "0", "image": photograph(45, 60), "label": 1}]
     source = type("Source", (list,), {"classes": NAMES})(records)
     options = dict(image_size=80, templates=("a photo of a {}.",), batch_size=2)
-    dict(zero_shot_classification(model, source, **options))
+    results(zero_shot_classification(model, source, **options))
     assert [images.shape for images in batches] == [(2, size, size, 3)]
     np.testing.assert_array_equal(encode(batches[0]), as_it_is(model, batches[0]))
 

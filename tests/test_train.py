@@ -1,23 +1,20 @@
 """train.py: what a run promises, on tiny models and real streams of the procedural world."""
 
-import functools
 import json
 import random
 import shutil
 import signal
 import socket
 import time
-import types
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from configs import demo
-from samclip_jax import checkpoint, families, models, train
-from samclip_jax.config import MaskLossConfig
+from samclip_jax import checkpoint, evals, families, models, train
 from samclip_jax.errors import UserError
+from samclip_jax.inference.model import load
 from samclip_jax.models.config import (
     ClipConfig,
     ClipTextConfig,
@@ -240,23 +237,33 @@ def test_two_processes_train_what_one_does_and_one_goes_on(
     stages, teachers, tmp_path, start_python
 ):
     """Two steps by two processes of two devices, then two more by one: every device has CLIP images
-    of its own, and all four share the SAM image."""
+    of its own, and all four share the SAM image. They evaluate what one does, too: three of five
+    objects and two."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         address = f"localhost:{free.getsockname()[1]}"
     config = experiment(teachers, "stage2", stages / "stage1", steps=2)
     config.log_every = 1
+    evaluation = dict(task="zero_shot_classification", image_size=24, batch_size=1)
+    data = {"name": "shape_objects", "split": "tuning", "size": 5}
+    with config.unlocked():
+        config.evals.objects = evaluation | {"data": data}
     given = config.to_json_best_effort(), tmp_path / "run"
     processes = [start_python(ONE_OF_TWO, address, index, *given, devices=2) for index in range(2)]
     errors = [process.communicate(timeout=600)[1] for process in processes]  # each compiles
     assert [process.returncode for process in processes] == [0, 0], errors
-    config.steps = 4
+    (evaluated,) = (line for line in metrics(tmp_path / "run") if "objects/images" in line)
+    alone = evals.evaluate(load(tmp_path / "run"), data=data, **evaluation)
+    assert {name: evaluated[f"objects/{name}"] for name in alone} == alone
+    assert not list((tmp_path / "run/evaluation").iterdir())
+    config.steps, config.evals = 4, {}
     train.train(config, tmp_path / "run")
     _, expected, _ = checkpoint.load_model(stages / "stage2")
     _, params, _ = checkpoint.load_model(tmp_path / "run")
     for name, leaf in expected.items():
         np.testing.assert_allclose(params[name], leaf, rtol=0, atol=1e-4, err_msg=name)
     lines, wanted = metrics(tmp_path / "run"), metrics(stages / "stage2")
+    lines.remove(evaluated)
     assert [line["step"] for line in lines] == [1, 2, 3, 4]
     for name in ("clip/loss", "clip/grad_norm", "sam/loss", "sam/grad_norm"):  # Adam sees no scale
         values = [[line[name] for line in each] for each in (lines, wanted)]
@@ -287,37 +294,6 @@ def test_training_in_bfloat16(stages, teachers, tmp_path):
     assert {leaf.dtype for leaf in checkpoint.load_model(tmp_path / "run")[1].values()} == {
         jnp.dtype("float32")
     }
-
-
-def test_prompts_in_groups_give_the_same_loss_and_gradient():
-    """With remat the decoder sees 3 of 6 prompts at a time, of both images."""
-    rng = np.random.default_rng(0)
-    graph, abstract = models.split(families.abstract(SAM))
-    params = {k: jnp.float32(0.1 * rng.standard_normal(x.shape)) for k, x in abstract.items()}
-    embeddings = jnp.float32(rng.standard_normal((2, 2, 4, 4, 16)))
-    batch = {
-        "points": jnp.float32(rng.uniform(0, 30, (2, 6, 2, 2))),
-        "labels": jnp.int32(rng.integers(0, 2, (2, 6, 2))),
-    }
-    options = MaskLossConfig(20.0, 1.0, 1.0, 0.25, 2.0, "soft", True, (1.0,) * 4)
-
-    def loss(params, remat):
-        config = types.SimpleNamespace(remat=remat, mask_loss=options)
-        model = models.merge(graph, params)
-        decoders = (functools.partial(model.predict_masks, each) for each in embeddings)
-        return train.mask_loss(*decoders, batch, config)
-
-    whole, parts = (
-        jax.jit(jax.value_and_grad(loss, has_aux=True), static_argnums=1)(params, remat)
-        for remat in (False, True)
-    )
-    floor = 1e-3 * max(np.abs(leaf).max() for leaf in whole[1].values())  # a key's bias has none
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=floor), whole, parts)
-
-
-@pytest.mark.parametrize("prompts, groups", [(1, 1), (4, 1), (6, 2), (13, 13), (32, 8)])
-def test_no_group_of_prompts_is_large_and_all_are_equal(prompts, groups):
-    assert train.prompt_groups(prompts) == groups
 
 
 def test_a_run_without_a_finite_loss_stops_with_the_weights_it_had(stages, teachers, tmp_path):
@@ -352,7 +328,11 @@ def test_a_run_without_a_finite_loss_stops_with_the_weights_it_had(stages, teach
         ("dtype", "bf16", "dtype must be float32 or bfloat16, got 'bf16'"),
         ("evals", {"eye": {"task": "box_masks"}}, "evals.eye lacks the key 'data'"),
         ("evals", {"eye": BOX_MASKS | {"batch_size": 0}}, "evals.eye.batch_size must be"),
-        ("evals", {"eye": BOX_MASKS | {"data": {"name": "sa1b"}}}, "set --config.evals.eye.data.p"),
+        (
+            "evals",
+            {"eye": BOX_MASKS | {"data": {"name": "sa1b", "path": "no"}}},
+            "no does not exist",
+        ),
         ("log_every", 0, "^--config.log_every must be a whole number of at least 1, got 0"),
     ],
 )

@@ -1,16 +1,17 @@
 """Evaluators: a task each, shared by the training loop and by `python -m samclip_jax.evaluate`.
 
-An evaluator takes a Model, a source (data/sources.py) and options, and yields (name, value); values
-are shares of 1 unless their name says otherwise.
+An evaluator takes a Model, a source (data/sources.py) and options, and returns an Evaluation, which
+`results` carries out; values are shares of 1 unless their name says otherwise.
 """
 
 import difflib
 import inspect
 import typing
 
-from samclip_jax.config import build, require_named
+from samclip_jax.config import build
 from samclip_jax.data.sources import make_source
 from samclip_jax.errors import UserError
+from samclip_jax.evals.batches import results
 from samclip_jax.evals.masks import box_masks, point_masks
 from samclip_jax.evals.refined_segmentation import refined_segmentation
 from samclip_jax.evals.retrieval import retrieval
@@ -30,41 +31,15 @@ EVALUATORS = {
 }
 
 
-def evaluate(model, task, data, flag=None, **options):
+def evaluate(model, task, data, flag=None, saved=None, **options):
     """{name: value} of one task. data: {"name": a source, its options}; options: the evaluator's.
 
     flag: what sets `data` on the command line, "--config.data" say; its options lie beside it.
-    UserError names an unknown task or option, and an option's value that cannot be.
+    saved: see batches.collect. UserError names an unknown task or option, and an option's value
+    that cannot be.
     """
     options = read_options("" if flag is None else flag.removesuffix("data"), task, **options)
-    return values(EVALUATORS[task](model, make_source(**data, flag=flag), **options))
-
-
-def values(results):
-    """{name: value} of what an evaluator yields, as Python's own numbers."""
-    return {name: value if isinstance(value, int) else float(value) for name, value in results}
-
-
-def require_usable(evaluations):
-    """UserError for a mistake in a run's config.evals, {NAME: {"task", "data", options}}, or where
-    the data of one cannot be opened: before the run, which evaluates hours later."""
-    for name, evaluation in evaluations.items():
-        options = {key: value for key, value in evaluation.items() if key != "data"}
-        for key in ("task", "data"):
-            if key not in evaluation:
-                raise UserError(f"--config.evals.{name} lacks the key {key!r}")
-        read_options(f"--config.evals.{name}.", **options)
-        require_named(f"--config.evals.{name}.data", evaluation["data"])
-        make_source(**evaluation["data"], flag=f"--config.evals.{name}.data")
-
-
-def evaluate_all(model, evaluations):
-    """{"NAME/metric": value} of a run's config.evals."""
-    metrics = {}
-    for name, options in evaluations.items():
-        results = evaluate(model, flag=f"--config.evals.{name}.data", **options)
-        metrics |= {f"{name}/{metric}": value for metric, value in results.items()}
-    return metrics
+    return results(EVALUATORS[task](model, make_source(**data, flag=flag), **options), saved)
 
 
 def read_options(where, task, **options):

@@ -1,87 +1,180 @@
-"""Reading a source for evaluation: ahead of the model, in order, every usable record once."""
+"""From the records of a source to an evaluator's results: over threads, devices and processes."""
 
 import collections
-import itertools
+import contextlib
 import re
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
 
+import jax
 import numpy as np
 from absl import logging
 
 from samclip_jax.data.decode import BadRecord, require_side
 from samclip_jax.data.evaluation_sets import CLASS_NAMES
 from samclip_jax.errors import UserError, memory_errors
+from samclip_jax.evals.totals import add, fails_everywhere, over_processes
 from samclip_jax.inference import texts
 from samclip_jax.progress import Bar
 
-THREADS = 4  # that read and prepare records while the model runs
+READERS = 4  # threads that read and prepare records
+MEASURERS = 2  # threads: the devices work for one batch while the host counts another
+SKIPPED, DROPPED = "skipped/", "dropped/"  # totals of each reason begin so
 
 
-class Batches:
-    """Lists of `batch_size` prepared records, the last one shorter.
+class Evaluation(NamedTuple):
+    """What an evaluator does with the records of a source; `collect` does the rest."""
 
-    prepare(record) runs in threads. Unusable records are left out and counted in `rejected`, by
-    reason; annotations that are left out, of `record["dropped"]`, which prepare may append to, in
-    `dropped`. Progress is shown, after the title, from ten seconds on.
+    name: str
+    source: object
+    rows: int  # samples in a batch, on all devices of this process together; the last has fewer
+    limit: int | None  # of the first records
+    prepare: Callable  # record -> a sample; BadRecord for one that cannot be used
+    measure: Callable  # a batch, list of samples -> {name: total}, see totals.py
+    results: Callable  # {name: total} of all samples -> (name, value), ...
+
+
+class Batch(NamedTuple):
+    samples: list
+    end: int  # the records before this one are in this batch or an earlier one
+    left_out: dict  # {SKIPPED or DROPPED + reason: number} of the records of this batch
+
+
+def collect(evaluation, saved=None):
+    """{name: total} over all records, those of the other processes of the job too, each of which
+    takes a part; "images" and the reasons of SKIPPED and DROPPED are among them.
+
+    saved: a totals.Saved, from which an evaluation that was interrupted goes on; it stays, for the
+    caller to remove. Records are read ahead and prepared in threads. Progress is shown from ten
+    seconds on. UserError where no record can be used.
     """
+    length = len(evaluation.source)
+    length = length if evaluation.limit is None else min(evaluation.limit, length)
+    part, parts = jax.process_index(), jax.process_count()
+    first, end = length * part // parts, length * (part + 1) // parts
+    # the next record, and the totals of those before it
+    state = (saved and saved.read(first, end)) or (first, {})
 
-    def __init__(self, source, prepare, batch_size, limit=None, title="images"):
-        self.title = title
-        self.source, self.prepare, self.batch_size = source, prepare, batch_size
-        self.length = len(source) if limit is None else min(limit, len(source))
-        self.images, self.rejected = 0, collections.Counter()
-        self.dropped = collections.Counter(
-            reason for *_, reason, _ in getattr(source, "dropped", ())
-        )
+    def measured(batch):
+        measures = evaluation.measure(batch.samples) if batch.samples else {}
+        return batch.end, {"images": len(batch.samples)} | batch.left_out | measures
 
-    def __iter__(self):
-        records = self._records()
-        while batch := list(itertools.islice(records, self.batch_size)):
-            self.images += len(batch)
-            yield batch
+    with (
+        fails_everywhere() as failure,
+        ThreadPoolExecutor(READERS) as readers,
+        ThreadPoolExecutor(MEASURERS) as measurers,
+        Bar(None, evaluation.name, end - first, "images", state[0] - first, delay=10) as bar,
+        contextlib.ExitStack() as at_the_end,
+    ):
+        if saved:
+            saved.write(first, end, *state, at_once=True)  # if it cannot be, now is the time to say
+            at_the_end.callback(lambda: saved.write(first, end, *state, at_once=True))
+        batches = read(evaluation, readers, state[0], end)
+        batches = at_the_end.enter_context(contextlib.closing(batches))
+        measures = ahead(measurers, measured, batches, MEASURERS)
+        for position, more in at_the_end.enter_context(contextlib.closing(measures)):
+            bar.update(position - state[0])
+            state = position, add(state[1], more)
+            if saved:
+                saved.write(first, end, *state)
+    totals = over_processes(state[1], failure)
+    if not totals.get("images"):
+        if saved:
+            saved.remove()
+        skipped = dict(reasons(totals, SKIPPED))
+        raise UserError(f"no usable image in {evaluation.source}: {skipped}")
+    return totals
 
-    def counts(self):
-        """The images used and skipped and, if any, the annotations dropped, as results. UserError
-        if no image was usable."""
-        if not self.images:
-            raise UserError(f"no usable image in {self.source}: {dict(self.rejected)}")
-        if self.rejected:
-            logging.warning("%s: images skipped: %s", self.source, dict(self.rejected))
-        yield "images", self.images
-        yield "images_skipped", self.rejected.total()
-        if self.dropped:
-            logging.warning("%s: annotations left out: %s", self.source, dict(self.dropped))
-            yield "annotations_dropped", self.dropped.total()
 
-    def _records(self):
-        waiting = collections.deque()
-        with (
-            ThreadPoolExecutor(THREADS) as threads,
-            Bar(desc=self.title, total=self.length, unit="images", delay=10) as bar,
-        ):
-            for index in range(self.length + self.batch_size):
-                if index < self.length:
-                    waiting.append(threads.submit(self._record, index))
-                if waiting and index >= self.batch_size:
-                    prepared, dropped = waiting.popleft().result()
-                    bar.update()
-                    self.dropped.update(reason for _, reason, _ in dropped)
-                    if isinstance(prepared, BadRecord):
-                        self.rejected[prepared.reason] += 1
-                    else:
-                        yield prepared
+def results(evaluation, saved=None):
+    """{name: value} of the evaluation, Python's own numbers: its counts of images, then what its
+    `results` give."""
+    totals = collect(evaluation, saved)
+    try:
+        named = [*counts(evaluation.source, totals), *evaluation.results(totals)]
+    except UserError:  # of all records: to go on would not help
+        if saved:
+            saved.remove()
+        raise
+    return {name: value if isinstance(value, int) else float(value) for name, value in named}
 
-    def _record(self, index):
-        dropped = []
-        try:
-            with memory_errors(f"record {index} of {self.source}"):
-                record = self.source[index]
-                dropped += record.get("dropped", ())
-                image = np.asarray(record["image"])
-                require_side(image.shape)
-                return self.prepare(record | {"image": image, "dropped": dropped}), dropped
-        except BadRecord as bad:
-            return bad, dropped
+
+def ahead(threads, function, items, count):
+    """function(item) of all items in their order, `count` of them begun before they are asked for.
+
+    What is not done when the caller leaves is cancelled.
+    """
+    waiting = collections.deque()
+    try:
+        for item in items:
+            waiting.append(threads.submit(function, item))
+            if len(waiting) > count:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        for future in waiting:
+            future.cancel()
+
+
+def read(evaluation, readers, first, end):
+    """The batches of the records first to end."""
+    records = ahead(
+        readers,
+        lambda index: (index, *prepared(evaluation, index)),
+        range(first, end),
+        evaluation.rows + READERS,
+    )
+    samples, left_out = [], collections.Counter()
+    for index, sample, dropped in records:
+        left_out.update(DROPPED + reason for _, reason, _ in dropped)
+        if isinstance(sample, BadRecord):
+            left_out[SKIPPED + sample.reason] += 1
+        else:
+            samples.append(sample)
+        if len(samples) == evaluation.rows or index + 1 == end:
+            yield Batch(samples, index + 1, dict(left_out))
+            samples, left_out = [], collections.Counter()
+
+
+def prepared(evaluation, index):
+    """The sample of a record, or its BadRecord, and its annotations that are left out.
+
+    prepare gets the record with its `index` in the source and may append to its "dropped".
+    """
+    dropped = []
+    try:
+        with memory_errors(f"record {index} of {evaluation.source}"):
+            record = evaluation.source[index]
+            dropped += record.get("dropped", ())
+            image = np.asarray(record["image"])
+            require_side(image.shape)
+            checked = {"image": image, "dropped": dropped, "index": index}
+            return evaluation.prepare(record | checked), dropped
+    except BadRecord as bad:
+        return bad, dropped
+
+
+def counts(source, totals):
+    """The images used and skipped and, if any, the annotations dropped, as results."""
+    skipped = reasons(totals, SKIPPED)
+    dropped = reasons(totals, DROPPED)
+    dropped.update(reason for *_, reason, _ in getattr(source, "dropped", ()))
+    yield "images", totals["images"]
+    yield "images_skipped", skipped.total()
+    if dropped:
+        yield "annotations_dropped", dropped.total()
+    for what, numbers in (("images skipped", skipped), ("annotations left out", dropped)):
+        if numbers and jax.process_index() == 0:
+            logging.warning("%s: %s: %s", source, what, dict(numbers))
+
+
+def reasons(totals, kind):
+    """{reason: number} of SKIPPED or DROPPED."""
+    return collections.Counter(
+        {name.removeprefix(kind): n for name, n in totals.items() if name.startswith(kind)}
+    )
 
 
 def stack(arrays, rows):  # -> [rows, ...]

@@ -7,7 +7,7 @@ from scipy import ndimage
 
 from samclip_jax.data import transforms
 from samclip_jax.data.decode import BadRecord
-from samclip_jax.evals.batches import Batches, field, stack
+from samclip_jax.evals.batches import Evaluation, field, stack
 from samclip_jax.inference import frames
 from samclip_jax.models.prompt_encoder import (
     BOX_BOTTOM_RIGHT,
@@ -63,7 +63,7 @@ def point_prompt(box, mask):
 def _masks(model, source, name, prompt, multimask, threshold, batch_size, limit):
     task = f"{name}_masks"
     model.require("masks", what=task)
-    side = model.encoder.image_size
+    side, rows = model.encoder.image_size, batch_size * model.device_count
     thresholds = np.array([0.0])
     if threshold is not None:
         thresholds = np.union1d(0, THRESHOLDS if threshold == "best" else threshold)
@@ -84,33 +84,39 @@ def _masks(model, source, name, prompt, multimask, threshold, batch_size, limit)
             raise BadRecord("no_annotation", record["key"])
         return frame, size, original, instances
 
-    ious, areas, true_area, count = np.zeros(len(thresholds)), np.zeros(len(thresholds)), 0, 0
-    batches = Batches(source, prepare, batch_size, limit, task)
-    for batch in batches:
-        images, sizes, originals, instances = zip(*batch, strict=True)
-        encoded = model.encode_frames(stack(images, batch_size), stack(sizes, batch_size))
-        index = np.repeat(np.arange(len(batch)), [len(each) for each in instances])
+    def measure(samples):
+        images, sizes, originals, instances = zip(*samples, strict=True)
+        encoded = model.encode_frames(stack(images, rows), stack(sizes, rows))
+        index = np.repeat(np.arange(len(samples)), [len(each) for each in instances])
         flat = [instance for each in instances for instance in each]
         coords, labels, masks = zip(*flat, strict=True)
         low_res_masks, scores = model.predict_masks(
             encoded.embedding, index, coords, labels, multimask=multimask
         )
         surest = low_res_masks[np.arange(len(flat)), scores.argmax(1)]
+        ious, areas = np.zeros(len(thresholds)), np.zeros(len(thresholds), int)
         for image, logits, mask in zip(index, surest, masks, strict=True):
             logits = frames.to_photograph(logits, (side, side), sizes[image], originals[image])
             iou, area = overlap(logits, mask, thresholds)
             ious, areas = ious + iou, areas + area
-            true_area, count = true_area + mask.sum(), count + 1
-    yield from batches.counts()
-    yield "instances", count
-    at_zero = int(np.flatnonzero(thresholds == 0)[0])
-    yield f"{name}_miou", ious[at_zero] / count
-    yield f"{name}_area_ratio", areas[at_zero] / true_area
-    if threshold is not None:
-        other = ious.argmax() if threshold == "best" else np.flatnonzero(thresholds == threshold)[0]
-        yield f"{name}_threshold", thresholds[other]
-        yield f"{name}_miou_at_threshold", ious[other] / count
-        yield f"{name}_area_ratio_at_threshold", areas[other] / true_area
+        true_area = int(sum(mask.sum() for mask in masks))
+        return {"ious": ious, "areas": areas, "true_area": true_area, "instances": len(flat)}
+
+    def results(totals):
+        count, ious = totals["instances"], totals["ious"] / totals["instances"]
+        area_ratios = totals["areas"] / totals["true_area"]
+        yield "instances", count
+        at_zero = int(np.flatnonzero(thresholds == 0)[0])
+        yield f"{name}_miou", ious[at_zero]
+        yield f"{name}_area_ratio", area_ratios[at_zero]
+        if threshold is not None:
+            is_best = threshold == "best"
+            other = ious.argmax() if is_best else np.flatnonzero(thresholds == threshold)[0]
+            yield f"{name}_threshold", thresholds[other]
+            yield f"{name}_miou_at_threshold", ious[other]
+            yield f"{name}_area_ratio_at_threshold", area_ratios[other]
+
+    return Evaluation(task, source, rows, limit, prepare, measure, results)
 
 
 def overlap(logits, mask, thresholds):  # [H, W], bool [H, W], [T] ascending -> [T], [T]

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from samclip_jax.evals.batches import Batches, class_names, stack
+from samclip_jax.evals.batches import Evaluation, class_names, stack
 from samclip_jax.evals.zero_shot_segmentation import confusion, scores, square
 from samclip_jax.inference.refine import Refinement, refined_labels
 from samclip_jax.validation import NonNegativeInt, PositiveInt
@@ -26,21 +26,30 @@ def refined_segmentation(
     model.require("masks", "text", what="refined_segmentation")
     classes = class_names(source)
     text = model.class_embeddings(classes, templates)
-    side = model.encoder.image_size
-    total = np.zeros((len(classes),) * 2, int)
-    batches = Batches(source, square(side), batch_size, limit, "refined_segmentation")
-    for batch in batches:
-        images, semantics = zip(*batch, strict=True)
-        sizes = np.full((batch_size, 2), side)
-        encoded = model.encode_frames(stack(images, batch_size), sizes)
+    side, rows = model.encoder.image_size, batch_size * model.device_count
+    resized = square(side)
+
+    def prepare(record):
+        return *resized(record), record["index"]
+
+    def measure(samples):
+        images, semantics, indices = zip(*samples, strict=True)
+        sizes = np.full((rows, 2), side)
+        encoded = model.encode_frames(stack(images, rows), sizes)
         _, dense = model.head(encoded.tokens)
-        cosines = np.einsum("bhwd,nd->bnhw", dense[: len(batch)], text)
+        cosines = np.einsum("bhwd,nd->bnhw", dense[: len(samples)], text)
         shapes = [semantic.shape for semantic in semantics]
-        seeds = [(seed, batches.images + i) for i in range(len(batch))]
+        seeds = [(seed, index) for index in indices]
         labels = refined_labels(
-            model, encoded.embedding, cosines, sizes[: len(batch)], shapes, refinement, seeds
+            model, encoded.embedding, cosines, sizes[: len(samples)], shapes, refinement, seeds
         )
+        pixels = np.zeros((len(classes),) * 2, int)
         for semantic, predicted in zip(semantics, labels, strict=True):
-            total += confusion(semantic, predicted, len(classes))
-    yield from batches.counts()
-    yield from scores("refined_segmentation", total)
+            pixels += confusion(semantic, predicted, len(classes))
+        return {"pixels": pixels}
+
+    def results(totals):
+        yield from scores(name, totals["pixels"])
+
+    name = "refined_segmentation"
+    return Evaluation(name, source, rows, limit, prepare, measure, results)

@@ -5,7 +5,7 @@ import numpy as np
 from samclip_jax.data import transforms
 from samclip_jax.data.decode import BadRecord
 from samclip_jax.errors import UserError
-from samclip_jax.evals.batches import Batches, field, stack
+from samclip_jax.evals.batches import Evaluation, field, stack
 from samclip_jax.inference.texts import text_list
 from samclip_jax.validation import PositiveInt
 
@@ -25,7 +25,7 @@ def retrieval(
     mean_recall_at_1, of both directions, is what table 1 calls image retrieval. image_size: of a
     merged model's centre crop; a CLIP sees its own size. Captions are taken without a template.
     """
-    size = model.side or image_size
+    size, rows = model.side or image_size, batch_size * model.device_count
 
     def prepare(record):
         captions = field(record, "captions")
@@ -35,23 +35,27 @@ def retrieval(
             raise BadRecord("bad_annotation", error) from error
         return transforms.centre_crop(record["image"], size), captions
 
-    images, texts, owners = [], [], []  # owners[i]: the image that texts[i] belongs to
-    batches = Batches(source, prepare, batch_size, limit, "retrieval")
-    for batch in batches:
-        crops, captions = zip(*batch, strict=True)
-        owners += [len(images) + i for i, each in enumerate(captions) for _ in each]
-        texts += [text for each in captions for text in each]
-        images.extend(model.encode_crops(stack(crops, batch_size))[: len(batch)])
-    yield from batches.counts()
-    yield "captions", len(texts)
-    images, texts, owners = np.stack(images), model.encode_text(texts), np.array(owners)
-    numbers = np.arange(len(images))
-    by_text = recalls(texts, owners, images, numbers)
-    by_image = recalls(images, numbers, texts, owners)
-    for rank, image, text in zip(RANKS, by_text, by_image, strict=True):
-        yield f"image_recall_at_{rank}", image
-        yield f"text_recall_at_{rank}", text
-    yield "mean_recall_at_1", (by_text[0] + by_image[0]) / 2
+    def measure(samples):
+        crops, captions = zip(*samples, strict=True)
+        return {
+            "image": [*model.encode_crops(stack(crops, rows))[: len(samples)]],
+            "text": [*model.encode_text([text for each in captions for text in each])],
+            "captions": [len(each) for each in captions],
+        }
+
+    def results(totals):
+        images, texts = np.stack(totals["image"]), np.stack(totals["text"])
+        numbers = np.arange(len(images))
+        owners = np.repeat(numbers, totals["captions"])  # the image that each text belongs to
+        yield "captions", len(texts)
+        by_text = recalls(texts, owners, images, numbers)
+        by_image = recalls(images, numbers, texts, owners)
+        for rank, image, text in zip(RANKS, by_text, by_image, strict=True):
+            yield f"image_recall_at_{rank}", image
+            yield f"text_recall_at_{rank}", text
+        yield "mean_recall_at_1", (by_text[0] + by_image[0]) / 2
+
+    return Evaluation("retrieval", source, rows, limit, prepare, measure, results)
 
 
 def recalls(queries, wanted, gallery, owners):  # [Q, D], int [Q], [G, D], int [G] -> [3]

@@ -3,7 +3,7 @@
 import numpy as np
 
 from samclip_jax.data import transforms
-from samclip_jax.evals.batches import Batches, class_names, field, stack
+from samclip_jax.evals.batches import Evaluation, class_names, field, stack
 from samclip_jax.validation import PositiveInt
 
 
@@ -21,18 +21,21 @@ def zero_shot_classification(
     """
     classes = class_names(source)
     text = model.class_embeddings(classes, templates)
-    size = model.side or image_size
+    size, rows = model.side or image_size, batch_size * model.device_count
 
     def prepare(record):
         return transforms.centre_crop(record["image"], size), field(record, "label")
 
-    hits = np.zeros(len(classes), int)  # hits[k]: images whose label is the k-th likeliest class
-    batches = Batches(source, prepare, batch_size, limit, "zero_shot_classification")
-    for batch in batches:
-        images, labels = zip(*batch, strict=True)
-        scores = model.encode_crops(stack(images, batch_size))[: len(batch)] @ text.T
+    def measure(samples):
+        images, labels = zip(*samples, strict=True)
+        scores = model.encode_crops(stack(images, rows))[: len(samples)] @ text.T
         ranked = np.argsort(-scores, axis=1, kind="stable")
-        hits += (ranked == np.array(labels)[:, None]).sum(0)
-    yield from batches.counts()
-    yield "zero_shot_accuracy", hits[0] / batches.images
-    yield "zero_shot_top5_accuracy", hits[:5].sum() / batches.images
+        return {"hits": (ranked == np.array(labels)[:, None]).sum(0)}
+
+    def results(totals):
+        hits = totals["hits"]  # hits[k]: images whose label is the k-th likeliest class
+        yield "zero_shot_accuracy", hits[0] / totals["images"]
+        yield "zero_shot_top5_accuracy", hits[:5].sum() / totals["images"]
+
+    name = "zero_shot_classification"
+    return Evaluation(name, source, rows, limit, prepare, measure, results)

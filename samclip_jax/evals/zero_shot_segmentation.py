@@ -6,7 +6,7 @@ import numpy as np
 
 from samclip_jax.data import transforms
 from samclip_jax.errors import UserError
-from samclip_jax.evals.batches import Batches, class_names, field, stack
+from samclip_jax.evals.batches import Evaluation, class_names, field, stack
 from samclip_jax.inference import frames
 from samclip_jax.validation import PositiveInt
 
@@ -27,41 +27,29 @@ def zero_shot_segmentation(
     with its patch tokens, plain or (maskclip) by its last block's values. upsample: "logits" before
     the argmax (4.2), or "labels" after it (appendix C).
     """
-    batches, total = confusion_matrix(
-        model, source, image_size, templates, upsample, maskclip, batch_size, limit
-    )
-    yield from batches.counts()
-    yield from scores("zero_shot_segmentation", total)
-
-
-def confusion_matrix(
-    model,
-    source,
-    image_size,
-    templates,
-    upsample="logits",
-    maskclip=False,
-    batch_size=16,
-    limit=None,
-):
-    """The Batches that were read, and int [truth, label]: the pixels of a class with a label."""
     classes = class_names(source)
     text = model.class_embeddings(classes, templates)
-    size = model.side or image_size
+    size, rows = model.side or image_size, batch_size * model.device_count
     whole = (size, size)
-    total = np.zeros((len(classes),) * 2, int)
-    batches = Batches(source, square(size), batch_size, limit, "zero_shot_segmentation")
-    for batch in batches:
-        images, semantics = zip(*batch, strict=True)
-        dense = model.patch_embeddings(stack(images, batch_size), maskclip)[: len(batch)]
+
+    def measure(samples):
+        images, semantics = zip(*samples, strict=True)
+        dense = model.patch_embeddings(stack(images, rows), maskclip)[: len(samples)]
+        pixels = np.zeros((len(classes),) * 2, int)
         for patches, semantic in zip(dense, semantics, strict=True):
             cosine = np.einsum("hwd,nd->nhw", patches, text)
             if upsample == "logits":
                 labels = frames.label_map(cosine, whole, whole, semantic.shape)
             else:
                 labels = nearest(cosine.argmax(0), semantic.shape)
-            total += confusion(semantic, labels, len(classes))
-    return batches, total
+            pixels += confusion(semantic, labels, len(classes))
+        return {"pixels": pixels}
+
+    def results(totals):
+        yield from scores(name, totals["pixels"])
+
+    name = "zero_shot_segmentation"
+    return Evaluation(name, source, rows, limit, square(size), measure, results)
 
 
 def square(size):
