@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 import samclip_jax as sc
+from samclip_jax import models
 from samclip_jax.data import transforms
 from samclip_jax.errors import UserError
 from samclip_jax.evals.batches import results
@@ -78,6 +79,17 @@ def test_evaluation_cuts_crops_that_are_seen_as_they_are(model, size, request, m
     results(zero_shot_classification(model, source, **options))
     assert [images.shape for images in batches] == [(2, size, size, 3)]
     np.testing.assert_array_equal(encode(batches[0]), as_it_is(model, batches[0]))
+
+
+def test_an_interpolation_goes_from_the_start_to_the_end():
+    """Of what SAM has; the CLIP head is the end's."""
+    start = {"encoder/a": np.float32([0, 4]), "mask_decoder/b": np.float32([8])}
+    end = {name: leaf + 4 for name, leaf in start.items()} | {"heads/clip/c": np.float32([1])}
+    for alpha, change in ((0.0, 0), (0.25, 1), (1.0, 4)):
+        mixed = models.wise_ft(start, end, alpha)
+        assert mixed.keys() == end.keys() and mixed["heads/clip/c"] == 1
+        for name, leaf in start.items():
+            np.testing.assert_array_equal(mixed[name], leaf + change)
 
 
 def test_a_merged_model_squashes_nothing(tiny_samclip):
