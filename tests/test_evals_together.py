@@ -51,6 +51,8 @@ if job:
                 raise UserError("the disk is gone")
             return super().__getitem__(index)
 
+    one = results(EVALUATORS["box_masks"](model, scenes, limit=1))  # one process has no record
+    options["images of one"] = one["images"]
     try:
         results(EVALUATORS["retrieval"](model, Failing("tuning", 11, 64), image_size=64))
     except UserError as error:
@@ -103,6 +105,7 @@ def test_two_processes_together_find_what_one_does(checkpoint, alone, start_pyth
     found = [json.loads(out.splitlines()[-1]) for out, _ in answers]  # Gloo prints too
     for each in found:
         same(each, alone)
+        assert each["images of one"] == 1
     assert found[1]["error"] == "the disk is gone"
     assert found[0]["error"] == "process 1 of the job failed: UserError: the disk is gone"
 
