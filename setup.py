@@ -21,6 +21,7 @@ setup(
         "etils[epath]>=1.9,<2",
         "flax>=0.12.8,<0.13",
         "grain>=0.2.15,<0.3",
+        "hotcoco>=1.3,<2",
         "jax>=0.10,<0.13",
         "matplotlib>=3.9,<4",
         "ml_collections>=1.0,<2",

@@ -19,6 +19,7 @@ def get_config(task=""):
         known = ", ".join(tasks)
         raise UserError(f"name a task, configs/eval.py:TASK, of {known}; got {task!r}")
     config = recipe.evaluation(task)
+    config.baseline = ""  # another checkpoint: its results, and the difference, are reported too
     config.dtype = "float32"  # or bfloat16
     config.wise_ft = 1.0  # of a workdir: its SAM parts' way from 0, the start, to 1 (appendix D)
     return config

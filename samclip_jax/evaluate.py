@@ -2,7 +2,7 @@
 
 All devices of this host work together, with --distributed those of all hosts. With --report, what
 is counted is kept beside the file, now and then, until it is there: the same command goes on with
-an evaluation that was stopped.
+an evaluation that was stopped. With --config.baseline another checkpoint answers, too.
 """
 
 import json
@@ -27,15 +27,16 @@ DISTRIBUTED = flags.DEFINE_bool("distributed", False, "join the other hosts of a
 
 
 def main(values):
-    from samclip_jax import cache, checkpoint, evals, models, sharding
+    from samclip_jax import cache, evals
     from samclip_jax.evals.totals import Saved
-    from samclip_jax.inference.model import load
 
     if not CHECKPOINT.value:
         raise UserError("set --checkpoint to a workdir, a checkpoint or released weights")
     report_file = output_file(REPORT.value) if REPORT.value else None
     options = values.to_dict()
-    data, dtype, alpha = (options.pop(key) for key in ("data", "dtype", "wise_ft"))
+    data, dtype, alpha, baseline = (
+        options.pop(key) for key in ("data", "dtype", "wise_ft", "baseline")
+    )
     check("--config.dtype", dtype, config.Dtype)
     check("--config.wise_ft", alpha, Share)
     evals.read_options("--config.", **options)
@@ -43,40 +44,60 @@ def main(values):
         join_hosts()
     set_up_process()
     began = time.monotonic()
-    with under("--checkpoint: "):
-        model = load(CHECKPOINT.value, dtype, jax.local_devices())
-    if alpha != 1:
-        if checkpoint.newest_step(CHECKPOINT.value) is None:
-            raise UserError(
-                "wise_ft goes from a run's start to its end: --checkpoint is no workdir"
-            )
-        _, start, _ = checkpoint.load_model(CHECKPOINT.value, initial=True)
-        start = sharding.copies(model.mesh, start)
-        model = model.with_params(models.wise_ft(start, model.params, alpha))
+    models = [read_model("--checkpoint", CHECKPOINT.value, dtype, alpha)]
+    if baseline:
+        models.append(read_model("--config.baseline", baseline, dtype))
     settings = json.loads(values.to_json_best_effort())
-    saved = None
-    if report_file:
-        described = repr(model.config) + json.dumps(settings, sort_keys=True)
-        key = cache.digest(model.params, described)
-        saved = Saved(report_file.parent, f"{report_file.name}.unfinished", key)
-    try:
-        results = evals.evaluate(model, data=data, flag="--config.data", saved=saved, **options)
-    except KeyboardInterrupt:
-        print("stopped" + ("; the same command goes on" if saved else ""), file=sys.stderr)
-        sys.exit(interrupt.EXIT_CODE + signal.SIGINT)
-    report = {
-        "task": values.task,
-        "checkpoint": CHECKPOINT.value,
-        **results,
-        "seconds": round(time.monotonic() - began, 1),
-        "config": settings,
-    }
+    described = json.dumps(settings, sort_keys=True)
+    evaluations = evals.evaluations(models, data=data, flag="--config.data", **options)
+    results, kept = [], []
+    for model, evaluation in zip(models, evaluations, strict=True):
+        if report_file:
+            key = cache.digest(model.params, repr(model.config) + described)
+            name = f"{report_file.name}.unfinished" + (".baseline" if kept else "")
+            kept.append(Saved(report_file.parent, name, key))
+        try:
+            results.append(evals.results(evaluation, kept[-1] if kept else None))
+        except KeyboardInterrupt:
+            print("stopped" + ("; the same command goes on" if kept else ""), file=sys.stderr)
+            sys.exit(interrupt.EXIT_CODE + signal.SIGINT)
+    report = {"task": values.task, "checkpoint": CHECKPOINT.value, **results[0]}
+    if baseline:
+        report["baseline"] = {"checkpoint": baseline, **results[1]}
+        report["difference"] = difference(*results)
+    report |= {"seconds": round(time.monotonic() - began, 1), "config": settings}
     if jax.process_index() == 0:
         print(json.dumps(report, indent=2))
     if report_file:
         if jax.process_index() == 0:
             write_json(report_file, report)
-        saved.remove()
+        for saved in kept:
+            saved.remove()
+
+
+def read_model(flag, path, dtype, alpha=1.0):
+    """The model at a path that `flag` gives; of a workdir alpha of the way from its start."""
+    from samclip_jax import checkpoint, models, sharding
+    from samclip_jax.inference.model import load
+
+    with under(f"{flag}: "):
+        model = load(path, dtype, jax.local_devices())
+    if alpha == 1:
+        return model
+    if checkpoint.newest_step(path) is None:
+        raise UserError("wise_ft goes from a run's start to its end: --checkpoint is no workdir")
+    _, start, _ = checkpoint.load_model(path, initial=True)
+    start = sharding.copies(model.mesh, start)
+    return model.with_params(models.wise_ft(start, model.params, alpha))
+
+
+def difference(results, baseline):
+    """{name: results less baseline's} of what is no count."""
+    return {
+        name: value - baseline[name]
+        for name, value in results.items()
+        if isinstance(value, float) and name in baseline
+    }
 
 
 if __name__ == "__main__":

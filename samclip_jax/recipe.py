@@ -154,6 +154,13 @@ def evaluations():
             batch_size=4,
         ),
         "point_masks": dict(data="coco_instances", threshold=anything(), batch_size=4),
+        "instance_segmentation": dict(
+            data="coco_instances",
+            detections=anything(),  # COCO results json of a detector; None: the true boxes
+            mask_iterations=1,  # Segment Anything, D.4; HQ-SAM: 0
+            multimask=True,  # D.4's "most confident" of three; HQ-SAM: False
+            batch_size=4,
+        ),
         "zero_shot_segmentation": dict(
             data="coco_panoptic",
             image_size=448,  # of a merged model (4.2)

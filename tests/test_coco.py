@@ -113,6 +113,22 @@ def test_a_bad_entry_of_an_image_costs_itself(tmp_path, entry, detail):
     assert (found["records"], found["reasons"]) == (1, {"bad_annotation": 1})
 
 
+def test_lvis_says_what_it_knows_of_an_image(tmp_path):
+    """By names; a class that is not listed is none of them, and what is no list costs the image."""
+    names = [
+        {"id": 3, "name": "dog", "frequency": "f"},
+        {"id": 4, "name": "cat", "frequency": "r"},
+    ]
+    known = {"neg_category_ids": ["4", 9], "not_exhaustive_category_ids": [3]}
+    other = IMAGE | {"id": 8, "file_name": "b.jpg", "neg_category_ids": 4}
+    source = open_source(instances(tmp_path, [IMAGE | known, other], categories=names))
+    assert source.frequencies == {"dog": "f", "cat": "r"}
+    assert (source[0]["absent"], source[0]["incomplete"]) == (["cat"], ["dog"])
+    with pytest.raises(BadRecord, match="int"):
+        source[1]
+    assert open_source(instances(tmp_path, categories=[CATEGORY, names[1]])).frequencies is None
+
+
 def test_annotations_of_no_image_are_counted(tmp_path):
     others = [ANNOTATION | {"id": 5, "image_id": 9}, None, ANNOTATION | {"image_id": None}]
     path = instances(tmp_path, annotations=[ANNOTATION, *others])

@@ -37,6 +37,7 @@ options = {
     "zero_shot_classification": dict(image_size=64, templates=TEMPLATES[:1]),
     "retrieval": dict(image_size=64),
     "box_masks": dict(threshold="best"),
+    "instance_segmentation": {},
     "zero_shot_segmentation": dict(image_size=64, templates=TEMPLATES[:1]),
     "refined_segmentation": dict(templates=TEMPLATES[:1]),
 }

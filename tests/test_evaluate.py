@@ -35,6 +35,7 @@ def test_a_report_holds_the_results_and_what_was_run(checkpoint, run_python, tmp
         "--config.templates=('a {}.', 'a small {}.')",
         "--config.batch_size=2",
         f"--report={report}",
+        checkpoint.replace("--checkpoint", "--config.baseline"),
     )
     assert code == 0, err
     found = json.loads(report.read_text())
@@ -44,6 +45,14 @@ def test_a_report_holds_the_results_and_what_was_run(checkpoint, run_python, tmp
     assert found["config"]["templates"] == ["a {}.", "a small {}."]
     assert found["config"]["data"]["name"] == "shape_scenes"
     assert found["seconds"] > 0
+    baseline = found["baseline"]
+    assert baseline.pop("checkpoint") == found["checkpoint"]
+    assert {name: found[name] for name in baseline} == baseline
+    assert found["difference"] == {
+        "zero_shot_segmentation_miou": 0,
+        "zero_shot_segmentation_pixel_accuracy": 0,
+    }
+    assert list(tmp_path.iterdir()) == [report]
 
 
 def test_an_evaluation_that_was_stopped_goes_on(checkpoint, start_python, run_python, tmp_path):
@@ -78,6 +87,11 @@ def test_an_evaluation_that_was_stopped_goes_on(checkpoint, start_python, run_py
         ("box_masks", ("--config.data.name=cocoo_instances",), "did you mean 'coco_instances'"),
         ("box_masks", ("--checkpoint=absent",), "--checkpoint: there is no checkpoint at"),
         ("box_masks", SCENES, "this is a CLIP checkpoint"),
+        (
+            "box_masks",
+            ("--config.baseline=absent",),
+            "--config.baseline: there is no checkpoint at",
+        ),
         (
             "zero_shot_segmentation",
             (*SCENES, "--config.dtype=float31"),

@@ -173,6 +173,19 @@ def test_maps_go_to_the_photograph_by_way_of_the_frame():
     np.testing.assert_array_equal(frames.label_map(maps, *size), expected.argmax(0))
 
 
+def test_masks_are_where_the_maps_are_over_zero():
+    """Small ones at a side, several parts, all of it, nothing, and one in the padding alone."""
+    maps = np.full((5, 8, 12), -1, np.float32)
+    maps[0, 1, 11] = 3
+    maps[1, ::3, ::4] = np.random.default_rng(0).uniform(1, 9, (3, 3))
+    maps[2], maps[4, 7] = 1, 1
+    size = ((32, 48), (27, 48), (81, 100))
+    expected = frames.to_photograph(maps, *size) > 0
+    masks = np.stack([*frames.to_masks(maps, *size)])
+    np.testing.assert_array_equal(masks, expected)
+    assert [mask.any() for mask in masks] == [True, True, True, False, False]
+
+
 def test_bgr_is_the_same_photograph(tiny_sam, photograph):
     first, second = sc.Predictor(tiny_sam), sc.Predictor(tiny_sam)
     first.set_image(photograph)

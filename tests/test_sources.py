@@ -255,7 +255,8 @@ def coco_json(**changed):
 
 
 def test_coco_instances(tmp_path):
-    """Polygons and run lengths decode; crowds, NaN and empty boxes are left out, boxes are cut."""
+    """Polygons and run lengths decode; NaN and empty boxes are left out, boxes are cut, crowds are
+    apart."""
     Image.fromarray(picture()).save(tmp_path / "a.png")
     (tmp_path / "instances.json").write_text(json.dumps(coco_json()))
     source = make_source("coco_instances", annotations=tmp_path / "instances.json", images=tmp_path)
@@ -267,7 +268,11 @@ def test_coco_instances(tmp_path):
     columns = np.flatnonzero(np.asarray(runs["mask"]).all(0))
     assert columns.tolist() == [10, 11, 12, 13, 14] and runs["category"] == "cat"
     assert cut["box"].tolist() == [30, 20, 40, 24] and cut["mask"] is None
+    (crowd,) = source[0]["crowds"]
+    assert crowd["box"].tolist() == [0, 0, 9, 9] and np.asarray(crowd["mask"]).sum() == 24 * 5
     assert source[0]["key"] == "a.png" and source.classes == ["cat", "dog"]
+    assert source[0]["image_id"] == "7" and source.image_ids == ["7"]
+    assert source.frequencies is None and "absent" not in source[0]
 
 
 def test_coco_panoptic(tmp_path):

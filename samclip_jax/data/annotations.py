@@ -77,8 +77,16 @@ def annotation(entry, size, categories=None):
     """
     if not isinstance(entry, dict):
         raise BadAnnotation("bad_entry", f"{shown(entry)} is no json object")
-    if is_crowd(entry):
-        return None
+    return None if is_crowd(entry) else _annotation(entry, size, categories)
+
+
+def crowd(entry, size, categories):
+    """The same of a crowd, and None where it is none."""
+    is_one = isinstance(entry, dict) and is_crowd(entry)
+    return _annotation(entry, size, categories) if is_one else None
+
+
+def _annotation(entry, size, categories):
     category = None
     if categories is not None:
         category = categories.get(text_id(entry.get("category_id")))

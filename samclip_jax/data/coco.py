@@ -19,6 +19,7 @@ from samclip_jax.data.annotations import (
     BadAnnotation,
     annotation,
     checked,
+    crowd,
     entry_name,
     image_size,
     report_dropped,
@@ -39,6 +40,8 @@ FORMATS = {
     "caption": ("captions", "captions"),
     "bbox": ("instances", "coco_instances, which data.prepare calls coco"),
 }
+# What LVIS says of an image: see sources.py, and by which name.
+FEDERATED = {"absent": "neg_category_ids", "incomplete": "not_exhaustive_category_ids"}
 OF_2014 = re.compile(r"COCO_[a-z]+2014_(\d{12}\.jpg)")
 
 
@@ -62,7 +65,9 @@ class CompressedList(collections.abc.Sequence):
 class Coco(Files):
     """What COCO's formats share: a json file of images, categories and annotations.
 
-    images, a CompressedList, and dropped: as `match` makes them. categories: {id as text: name}.
+    images, a CompressedList, and dropped: as `match` makes them. image_ids: of all images, as text,
+    None where an entry has none. categories: {id as text: name}.
+    frequencies: {name: "r", "c" or "f"} of LVIS, which says how many images have it; else None.
     UserError where the file is of another format or its ids do not fit together.
     """
 
@@ -75,6 +80,8 @@ class Coco(Files):
         contents = read_contents(self.path)
         images, self.dropped = match(self.path, contents, self.has, self.folder, self.sized)
         self.categories = _categories(self.path, contents, self.category_ids(images))
+        self.frequencies = _frequencies(contents)
+        self.image_ids = [image["id"] for image in images]
         self.images = CompressedList(images)
         self.classes = list(self.categories.values())
 
@@ -100,9 +107,10 @@ def usable_image(image):
 def match(path, contents, has, folder, sized=False):
     """Images and, matched to them by their ids, annotations of COCO's json: images, dropped.
 
-    Of each image the dict {"key": path under `folder`, "size": (height, width) if `sized`, "error":
-    what is wrong with its entry or None, "annotations": entries}; [(image, annotation, reason,
-    detail)] of annotations that belong to none. has: the key of FORMATS that annotations must have.
+    Of each image the dict {"key": path under `folder`, "id": as text, "size": (height, width) if
+    `sized`, "error": what is wrong with its entry or None, "annotations": entries, and what it has
+    of FEDERATED, ids as text}; [(image, annotation, reason, detail)] of annotations that belong to
+    none. has: the key of FORMATS that annotations must have.
     """
     images, annotations = (listed(path, contents, name) for name in ("images", "annotations"))
     _require_format(path, has, annotations)
@@ -152,6 +160,11 @@ def _categories(path, contents, used):  # -> {id as text: name}
             f"its categories, such as {shown(next(iter(categories), None))}; mend the ids."
         )
     return categories
+
+
+def _frequencies(contents):
+    frequencies = {_category(entry)[1]: entry.get("frequency") for entry in contents["categories"]}
+    return frequencies if set(frequencies.values()) <= {"r", "c", "f"} else None
 
 
 def listed(path, contents, name):
@@ -209,12 +222,16 @@ def _category(entry):  # -> id, name; LVIS v0.5 has synonyms
 
 def _image(entry, place, sized):
     """What is known of an image by its entry: see Coco. sized: the size must be."""
-    image = {"key": f"images[{place}]", "error": None, "size": None, "annotations": []}
+    image = {"key": f"images[{place}]", "id": None, "error": None, "size": None, "annotations": []}
     try:
         with checked():
             image["key"] = _file_name(entry)
-            if text_id(entry.get("id")) is None:
+            image["id"] = text_id(entry.get("id"))
+            if image["id"] is None:
                 raise ValueError("its entry has no id")
+            for name, key in FEDERATED.items():
+                if key in entry:
+                    image[name] = [text_id(id) for id in entry[key]]
             if sized:
                 image["size"] = image_size(entry)
     except BadRecord as bad:
@@ -276,18 +293,21 @@ def is_text(value):
 
 
 class CocoInstances(Coco):
-    """Objects in COCO's instances format, crowds left out."""
+    """Objects in COCO's instances format, crowds apart."""
 
     has, sized = "bbox", True
 
     def __getitem__(self, index):
         image = self.image(index)
-        read = functools.partial(annotation, size=image["size"], categories=self.categories)
-        annotations, dropped = usable(image["annotations"], read)
-        report_dropped(image["key"], dropped)
-        pixels = open_image(self.folder / image["key"], image["size"])
-        record = {"key": image["key"], "image": pixels}
-        return record | {"annotations": annotations, "dropped": dropped}
+        record = {"key": image["key"], "image_id": image["id"], "dropped": []}
+        for name, read in (("annotations", annotation), ("crowds", crowd)):
+            read = functools.partial(read, size=image["size"], categories=self.categories)
+            record[name], dropped = usable(image["annotations"], read)
+            record["dropped"] += dropped
+        report_dropped(image["key"], record["dropped"])
+        for name in FEDERATED.keys() & image.keys():
+            record[name] = [self.categories[id] for id in image[name] if id in self.categories]
+        return record | {"image": open_image(self.folder / image["key"], image["size"])}
 
 
 class CocoPanoptic(Coco):

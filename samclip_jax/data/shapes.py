@@ -271,7 +271,7 @@ class Canvas:
                         "point": np.float32([xs[inside] + 0.5, ys[inside] + 0.5]),
                         "mask": mask,
                         "area": len(xs),
-                        "category": int(categories[part]),
+                        "category": CLASSES[categories[part]],
                     }
                 )
         return {
@@ -279,7 +279,7 @@ class Canvas:
             "image": np.clip(image, 0, 255).astype(np.uint8),
             "annotations": annotations,
             "semantic": categories[self.owner],
-            "label": annotations[0]["category"],
+            "label": CLASSES.index(annotations[0]["category"]),
             "caption": caption,
         }
 

@@ -7,6 +7,10 @@ A source has a length, and `source[i]` is a record, a dict:
     annotations  list of {"box": float32 [4], x0 y0 x1 y1 in px, "point": float32 [2], x y, or None,
                  "mask": np.asarray(mask) is bool [H, W], decoded on demand, or None,
                  "area": float, px, "category": str or None}      where it has objects
+    crowds       list of the same, COCO's regions of many objects       where it tells them apart
+    image_id     str, by which detections name it                        where it has one
+    absent, incomplete  lists of str: LVIS's classes of which it is known that nothing of them is
+                 here, and those of which not all are annotated         where it is LVIS
     semantic     int32 [h, w], index into source.classes, -1 without a class, of the image's aspect
                  ratio and perhaps more pixels                                     where it has maps
     label        int, index into source.classes                  where it has image classes

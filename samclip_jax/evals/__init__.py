@@ -12,6 +12,7 @@ from samclip_jax.config import build
 from samclip_jax.data.sources import make_source
 from samclip_jax.errors import UserError
 from samclip_jax.evals.batches import results
+from samclip_jax.evals.instance_segmentation import instance_segmentation
 from samclip_jax.evals.masks import box_masks, point_masks
 from samclip_jax.evals.refined_segmentation import refined_segmentation
 from samclip_jax.evals.retrieval import retrieval
@@ -25,6 +26,7 @@ EVALUATORS = {
         retrieval,
         box_masks,
         point_masks,
+        instance_segmentation,
         zero_shot_segmentation,
         refined_segmentation,
     )
@@ -32,14 +34,21 @@ EVALUATORS = {
 
 
 def evaluate(model, task, data, flag=None, saved=None, **options):
-    """{name: value} of one task. data: {"name": a source, its options}; options: the evaluator's.
+    """{name: value} of one task. saved: see batches.collect; the rest: `evaluations`."""
+    (evaluation,) = evaluations([model], task, data, flag, **options)
+    return results(evaluation, saved)
 
-    flag: what sets `data` on the command line, "--config.data" say; its options lie beside it.
-    saved: see batches.collect. UserError names an unknown task or option, and an option's value
-    that cannot be.
+
+def evaluations(models, task, data, flag=None, **options):
+    """The Evaluation of each model by the same task, source and options, for `results`.
+
+    data: {"name": a source, its options}; options: the evaluator's. flag: what sets `data` on the
+    command line, "--config.data" say; its options lie beside it. UserError names an unknown task or
+    option, an option's value that cannot be, or what a model or the source lacks.
     """
     options = read_options("" if flag is None else flag.removesuffix("data"), task, **options)
-    return results(EVALUATORS[task](model, make_source(**data, flag=flag), **options), saved)
+    source = make_source(**data, flag=flag)
+    return [EVALUATORS[task](model, source, **options) for model in models]
 
 
 def read_options(where, task, **options):

@@ -73,11 +73,7 @@ def _masks(model, source, name, prompt, multimask, threshold, batch_size, limit)
         frame, size = frames.to_frame(record["image"], side)
         original = record["image"].shape[:2]
         instances = []
-        for place, annotation in enumerate(field(record, "annotations")):
-            mask = None if annotation["mask"] is None else np.asarray(annotation["mask"])
-            if mask is None or not mask.any():
-                record["dropped"].append((f"#{place}", "no_mask", "no mask, or an empty one"))
-                continue
+        for annotation, mask in with_masks(record, field(record, "annotations")):
             coords, labels = prompt(annotation["box"], mask)
             instances.append((transforms.scale_coords(coords, original, size), labels, mask))
         if not instances:
@@ -117,6 +113,17 @@ def _masks(model, source, name, prompt, multimask, threshold, batch_size, limit)
             yield f"{name}_area_ratio_at_threshold", area_ratios[other]
 
     return Evaluation(task, source, rows, limit, prepare, measure, results)
+
+
+def with_masks(record, annotations):
+    """(annotation, bool [H, W]) of a record's annotations; one with no mask, or with an empty one,
+    is dropped."""
+    for place, annotation in enumerate(annotations):
+        mask = None if annotation["mask"] is None else np.asarray(annotation["mask"])
+        if mask is not None and mask.any():
+            yield annotation, mask
+        else:
+            record["dropped"].append((f"#{place}", "no_mask", "no mask, or an empty one"))
 
 
 def overlap(logits, mask, thresholds):  # [H, W], bool [H, W], [T] ascending -> [T], [T]

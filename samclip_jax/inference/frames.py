@@ -26,6 +26,28 @@ def to_photograph(maps, extent, size, original):  # float [..., h, w] -> float32
     return rows @ (maps.astype(np.float32) @ columns.T)
 
 
+def to_masks(maps, extent, size, original):  # float [K, h, w] -> bool [H, W], K times
+    """Where to_photograph's maps are over 0, one after the other.
+
+    Only what the values over 0 reach is computed: of most objects a small part of the photograph.
+    """
+    rows, columns = _matrices(maps, extent, size, original)
+    for logits in maps.astype(np.float32):
+        above = logits > 0
+        y, x = _reached(rows, above.any(1)), _reached(columns, above.any(0))
+        down, across = rows[y].any(0), columns[x].any(0)  # what these are made of
+        inside = rows[y, down] @ (logits[down][:, across] @ columns[x, across].T)
+        mask = np.zeros(original, bool)
+        mask[y, x] = inside > 0
+        yield mask
+
+
+def _reached(matrix, inputs):  # float [outputs, inputs], bool [inputs] -> slice
+    """The outputs that any of these inputs has a part in."""
+    outputs = np.flatnonzero(matrix[:, inputs].any(1))
+    return slice(outputs[0], outputs[-1] + 1) if len(outputs) else slice(0, 0)
+
+
 def label_map(maps, extent, size, original):  # float [N, h, w] -> int32 [H, W]
     """The argmax over the maps at the photograph's own size; arguments as to_photograph."""
     rows, columns = _matrices(maps, extent, size, original)

@@ -51,7 +51,8 @@ class SamTask:
         for i in range(images):
             record = scenes[i]
             self.images[i], self.semantic[i] = record["image"], record["semantic"]
-            self.categories.append([part["category"] for part in record["annotations"]])
+            names = (part["category"] for part in record["annotations"])
+            self.categories.append([*map(shapes.CLASSES.index, names)])
 
     def start(self, params):
         return params
@@ -110,7 +111,7 @@ class SamTask:
             masks = np.moveaxis(np.asarray(answer(images, points, labels)), -1, 1)
             for i, record in enumerate(records):
                 for j, part in enumerate(record["annotations"]):
-                    ground = "" if part["category"] < len(shapes.OBJECT_CLASSES) else "_ground"
+                    ground = "_ground" if part["category"] in shapes.GROUNDS else ""
                     true = part["mask"]
                     for mask, prompt in zip(masks[i, 2 * j :], ("box", "point"), strict=False):
                         ious[prompt + ground].append((mask & true).sum() / (mask | true).sum())
