@@ -40,7 +40,14 @@ setup(
     ],
     extras_require={
         "eval": [TFDS],
-        "test": [TFDS, "build>=1,<2", "pytest>=8,<10", "pytest-xdist>=3.6,<4", "ruff>=0.17,<0.18"],
+        "test": [
+            TFDS,
+            "build>=1,<2",
+            "pytest>=8,<10",
+            "pytest-xdist>=3.6,<4",
+            "ruff>=0.17,<0.18",
+            "scikit-learn>=1.5,<2",
+        ],
         # data.prepare's kind tfds, for sets that TFDS has yet to make
         "tfds": [TFDS, "importlib_resources>=6,<8", "tensorflow>=2.16,<3"],
         "prepare": ["apache-beam[gcp]>=2.60,<3"],

@@ -136,6 +136,11 @@ def sam_term():
 
 def evaluations():
     """{task of evals.EVALUATORS: the kind of its data, and its options}, the paper's."""
+    background = dict(
+        background=anything("class"),  # or clippy (the paper's likeliest), none, or texts
+        background_threshold=anything(),  # a probability, SCLIP's prob_thd
+        names=anything(),  # a json file {class: [texts]}
+    )
     return {
         "zero_shot_classification": dict(
             data="folder",  # with --config.data.labels=True: a sub-folder for each class
@@ -146,6 +151,7 @@ def evaluations():
         "retrieval": dict(
             data="captions",
             image_size=336,  # of a merged model; the paper does not say
+            captions=anything(5),  # of each image, the first (Karpathy's protocol); None: all
             batch_size=64,
         ),
         "box_masks": dict(
@@ -163,8 +169,11 @@ def evaluations():
         ),
         "zero_shot_segmentation": dict(
             data="coco_panoptic",
-            image_size=448,  # of a merged model (4.2)
+            image_size=448,  # of a merged model (4.2); with a window the short side
+            window=anything(),  # px of windows that are read one by one; None: the whole image
+            stride=anything(),  # px between them; None: half a window
             templates=anything("openai"),
+            **background,
             upsample="logits",  # 4.2; or labels (appendix C)
             maskclip=False,  # of a plain CLIP: its last block's values alone
             batch_size=16,
@@ -172,9 +181,21 @@ def evaluations():
         "refined_segmentation": dict(
             data="coco_panoptic",
             templates=anything("openai"),
+            **background,
             refinement=dataclasses.asdict(Refinement()) | {"scale": anything()},  # the paper's form
             seed=0,
             batch_size=4,
+        ),
+        "cascade_segmentation": dict(  # table 5's baseline, of --checkpoint=SAM
+            data="coco_panoptic",
+            clip=anything(),  # the checkpoint that names crops; None: the model itself
+            image_size=336,  # of a merged model's crops
+            points_per_side=32,  # this and the next two: SamAutomaticMaskGenerator's
+            pred_iou_thresh=0.88,
+            stability_score_thresh=0.95,
+            templates=anything("openai"),
+            **background,
+            batch_size=64,
         ),
     }
 

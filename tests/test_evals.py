@@ -7,20 +7,11 @@ import pytest
 
 from samclip_jax import evals
 from samclip_jax.data.decode import BadRecord
-from samclip_jax.data.sources import make_source
 from samclip_jax.errors import UserError
 from samclip_jax.evals.batches import Evaluation, collect, counts, results, stack
 from samclip_jax.evals.masks import box_masks, overlap, point_masks, point_prompt
-from samclip_jax.evals.refined_segmentation import refined_segmentation
-from samclip_jax.evals.retrieval import retrieval
+from samclip_jax.evals.retrieval import recalls, retrieval
 from samclip_jax.evals.zero_shot_classification import zero_shot_classification
-from samclip_jax.evals.zero_shot_segmentation import (
-    confusion,
-    nearest,
-    scores,
-    zero_shot_segmentation,
-)
-from samclip_jax.inference.refine import Refinement
 from samclip_jax.inference.texts import TEMPLATES
 
 NAMES = ["zebra", "tiger", "grass"]
@@ -137,7 +128,39 @@ def test_templates_are_those_of_open_clip():
         assert TEMPLATES[theirs]["templates"] == [template("{}") for template in expected]
 
 
+def test_scikit_learn_says_the_same_of_accuracy(tiny_clip, monkeypatch):
+    from sklearn.metrics import top_k_accuracy_score
+
+    rng, classes = np.random.default_rng(0), 9
+    source = squares(11)
+    source.classes = [f"class {i}" for i in range(classes)]
+    text, images = rng.normal(size=(classes, 24)), rng.normal(size=(11, 24))
+    for record in source:
+        record["label"] = int(rng.integers(classes))
+    monkeypatch.setattr(tiny_clip, "class_embeddings", lambda names, templates: text)
+    monkeypatch.setattr(
+        tiny_clip, "encode_crops", lambda crops: images[[number(crop) for crop in crops]]
+    )
+    found = results(zero_shot_classification(tiny_clip, source, batch_size=4))
+    labels, each = [record["label"] for record in source], range(classes)
+    for name, k in (("zero_shot_accuracy", 1), ("zero_shot_top5_accuracy", 5)):
+        wanted = top_k_accuracy_score(labels, images @ text.T, k=k, labels=each)
+        assert found[name] == pytest.approx(wanted, abs=1e-12)
+
+
 # Retrieval
+
+
+def test_recall_is_what_a_loop_finds():
+    rng = np.random.default_rng(0)
+    queries, gallery = rng.normal(size=(60, 8)), rng.normal(size=(90, 8))
+    owners, wanted = rng.integers(0, 40, 90), rng.integers(0, 40, 60)
+    hits = np.zeros(3)
+    for query, own in zip(queries, wanted, strict=True):
+        order = sorted(range(90), key=lambda i: -float(query @ gallery[i]))
+        hits += [any(owners[i] == own for i in order[:rank]) for rank in (1, 5, 10)]
+    np.testing.assert_allclose(recalls(queries, wanted, gallery, owners), hits / 60, atol=1e-12)
+    assert 0 < hits[0] < hits[1] < hits[2] < 60
 
 
 def test_recall_counts_the_own_image_and_any_own_caption(tiny_clip, monkeypatch):
@@ -160,6 +183,7 @@ def test_recall_counts_the_own_image_and_any_own_caption(tiny_clip, monkeypatch)
     )  # b is the second's nearest, c's the third's
     assert found["mean_recall_at_1"] == pytest.approx((3 / 5 + 1 / 3) / 2)
     assert found["image_recall_at_5"] == found["text_recall_at_5"] == 1
+    assert results(retrieval(tiny_clip, source, captions=1))["captions"] == 3
 
 
 def test_an_image_with_a_caption_that_is_no_text_is_skipped(tiny_clip, monkeypatch):
@@ -236,59 +260,6 @@ def test_mask_iou_at_zero_and_at_another_threshold(knowing_sam, evaluator, name)
     best = results(evaluator(knowing_sam, squares(5), threshold="best", batch_size=2))
     assert -2 < best[f"{name}_threshold"] < 1.5
     assert best[f"{name}_miou_at_threshold"] >= found[f"{name}_miou"]
-
-
-# Segmentation
-
-
-def test_miou_is_over_the_classes_that_occur():
-    truth, labels = np.array([[0, 0, 1, -1]]), np.array([[0, 1, 1, 2]])
-    total = confusion(truth, labels, 3)
-    np.testing.assert_array_equal(total, [[1, 1, 0], [0, 1, 0], [0, 0, 0]])
-    assert dict(scores("x", total)) == {"x_miou": 0.5, "x_pixel_accuracy": 2 / 3}
-
-
-def test_nearest_repeats_whole_pixels():
-    labels = np.array([[1, 2], [3, 4]])
-    np.testing.assert_array_equal(nearest(labels, (4, 2)), [[1, 2], [1, 2], [3, 4], [3, 4]])
-
-
-@pytest.mark.parametrize("upsample", ["logits", "labels"])
-def test_labels_come_from_the_nearest_text(tiny_samclip, monkeypatch, upsample):
-    """Patches that point to the text of what they show; boundaries are the patches' own."""
-    text = np.eye(3, 24, dtype=np.float32)
-
-    def patch_embeddings(images, maskclip):
-        light = images[:, 4::8, 4::8, 0] > 127  # patches of 8 px
-        return text[light.astype(int)]
-
-    monkeypatch.setattr(tiny_samclip, "class_embeddings", lambda names, templates: text)
-    monkeypatch.setattr(tiny_samclip, "patch_embeddings", patch_embeddings)
-    options = dict(image_size=128, batch_size=2, upsample=upsample)
-    found = results(zero_shot_segmentation(tiny_samclip, squares(3), **options))
-    assert found["zero_shot_segmentation_miou"] > 0.85
-    assert found["zero_shot_segmentation_pixel_accuracy"] > 0.95
-
-
-def test_the_original_clip_is_read_in_two_ways(tiny_clip):
-    """Its patch tokens as they are and, MaskCLIP, by the last block's values: not the same."""
-    image = make_source("shape_scenes", split="tuning", size=1, image_size=64)[0]["image"][None]
-    plain, values = (tiny_clip.patch_embeddings(image, maskclip=form) for form in (False, True))
-    assert plain.shape == values.shape == (1, 4, 4, 24)
-    assert np.abs(plain - values).max() > 0.1
-
-
-def test_both_heads_run_on_scenes(tiny_samclip):
-    """The same seed, the same numbers; the paper's form and its variants."""
-    source = make_source("shape_scenes", split="tuning", size=3)
-    options = dict(templates=("a {}.",), batch_size=2)
-    first, again = (
-        results(refined_segmentation(tiny_samclip, source, **options)) for _ in range(2)
-    )
-    assert first == again and first["images"] == 3
-    assert 0 <= first["refined_segmentation_miou"] <= 1
-    variant = dict(components=True, clip_weight=1.0, min_patches=2)
-    results(refined_segmentation(tiny_samclip, source, refinement=Refinement(**variant), **options))
 
 
 # The registry

@@ -40,6 +40,10 @@ options = {
     "instance_segmentation": {},
     "zero_shot_segmentation": dict(image_size=64, templates=TEMPLATES[:1]),
     "refined_segmentation": dict(templates=TEMPLATES[:1]),
+    "cascade_segmentation": dict(
+        image_size=64, points_per_side=2, pred_iou_thresh=0.0, stability_score_thresh=0.0,
+        templates=TEMPLATES[:1],
+    ),
 }
 for name, given in options.items():
     source = objects if name == "zero_shot_classification" else scenes

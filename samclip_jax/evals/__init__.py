@@ -12,6 +12,7 @@ from samclip_jax.config import build
 from samclip_jax.data.sources import make_source
 from samclip_jax.errors import UserError
 from samclip_jax.evals.batches import results
+from samclip_jax.evals.cascade_segmentation import cascade_segmentation
 from samclip_jax.evals.instance_segmentation import instance_segmentation
 from samclip_jax.evals.masks import box_masks, point_masks
 from samclip_jax.evals.refined_segmentation import refined_segmentation
@@ -29,6 +30,7 @@ EVALUATORS = {
         instance_segmentation,
         zero_shot_segmentation,
         refined_segmentation,
+        cascade_segmentation,
     )
 }
 

@@ -17,30 +17,31 @@ def retrieval(
     model,
     source,
     image_size: PositiveInt = 336,
+    captions: PositiveInt | None = 5,
     batch_size: PositiveInt = 64,
     limit: PositiveInt | None = None,
 ):
     """Recall at 1, 5 and 10 of images by their captions and of captions by their image.
 
     mean_recall_at_1, of both directions, is what table 1 calls image retrieval. image_size: of a
-    merged model's centre crop; a CLIP sees its own size. Captions are taken without a template.
+    merged model's centre crop; a CLIP sees its own size. captions: of each image the first so many,
+    of COCO's five to seven the first five; None: all. They are taken without a template.
     """
     size, rows = model.side or image_size, batch_size * model.device_count
 
     def prepare(record):
-        captions = field(record, "captions")
         try:
-            captions = text_list("captions", captions)
+            texts = text_list("captions", field(record, "captions"))[:captions]
         except UserError as error:
             raise BadRecord("bad_annotation", error) from error
-        return transforms.centre_crop(record["image"], size), captions
+        return transforms.centre_crop(record["image"], size), texts
 
     def measure(samples):
-        crops, captions = zip(*samples, strict=True)
+        crops, texts = zip(*samples, strict=True)
         return {
             "image": [*model.encode_crops(stack(crops, rows))[: len(samples)]],
-            "text": [*model.encode_text([text for each in captions for text in each])],
-            "captions": [len(each) for each in captions],
+            "text": [*model.encode_text([text for each in texts for text in each])],
+            "captions": [len(each) for each in texts],
         }
 
     def results(totals):

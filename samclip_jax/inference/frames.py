@@ -48,11 +48,16 @@ def _reached(matrix, inputs):  # float [outputs, inputs], bool [inputs] -> slice
     return slice(outputs[0], outputs[-1] + 1) if len(outputs) else slice(0, 0)
 
 
-def label_map(maps, extent, size, original):  # float [N, h, w] -> int32 [H, W]
-    """The argmax over the maps at the photograph's own size; arguments as to_photograph."""
+def likeliest(maps):  # [N, ...] -> int [...]
+    return maps.argmax(0)
+
+
+def label_map(maps, extent, size, original, labels=likeliest):  # float [N, h, w] -> int32 [H, W]
+    """What `labels` makes of the maps at the photograph's own size, the argmax over them; arguments
+    as to_photograph."""
     rows, columns = _matrices(maps, extent, size, original)
     maps = maps.astype(np.float32) @ columns.T
-    blocks = [(rows[i : i + ROWS] @ maps).argmax(0) for i in range(0, len(rows), ROWS)]
+    blocks = [labels(rows[i : i + ROWS] @ maps) for i in range(0, len(rows), ROWS)]
     return np.concatenate(blocks).astype(np.int32)
 
 

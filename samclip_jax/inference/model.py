@@ -295,6 +295,11 @@ class Model:
         return self.config.sam.encoder
 
     @property
+    def patch(self):
+        """The side, px, of a patch."""
+        return (self.encoder if self.side is None else self.config.vision).patch
+
+    @property
     def side(self):
         """The side, px, of the squares that it sees; None: it takes images of any shape."""
         return self.family.side(self.config)

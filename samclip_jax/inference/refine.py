@@ -10,6 +10,7 @@ from samclip_jax.inference import frames
 from samclip_jax.models.prompt_encoder import ABSENT, FOREGROUND, NOT_A_POINT
 from samclip_jax.validation import NonNegativeFloat, NonNegativeInt, Share, Validated
 
+MOST = 100.0  # more than any of SAM's logits
 CELLS = 4  # of the decoder's masks along one side of a patch
 
 
@@ -34,12 +35,15 @@ class Prompt(NamedTuple):
     mask: np.ndarray  # float32 [4h, 4w], logits
 
 
-def refined_labels(model, embedding, cosines, sizes, originals, options, seeds):
+def refined_labels(
+    model, embedding, cosines, sizes, originals, options, seeds, background_threshold=None
+):
     """Label maps of a batch of encoder passes, for every image int32 [H, W] (its original size).
 
     embedding [B, h, w, C]. For every image: cosine float [N, rows, columns], over the patches that
     the photograph covers; its size in the frame and its original one, (height, width) px; a seed
-    for the points that are drawn.
+    for the points that are drawn. background_threshold: where no mask is as probable as this the
+    label is -1.
     """
     grid = tuple(CELLS * side for side in embedding.shape[1:3])
     stride = model.encoder.patch / CELLS
@@ -63,6 +67,10 @@ def refined_labels(model, embedding, cosines, sizes, originals, options, seeds):
         )
         rows, columns = odds[i].shape[1:]
         logits[:, :rows, :columns] += options.clip_weight * odds[i][classes]
+        if background_threshold is not None:
+            constant = np.clip(special.logit(background_threshold), -MOST, MOST)
+            logits = np.concatenate([logits, np.full_like(logits[:1], constant)])
+            classes = np.append(classes, -1)
         labels = frames.label_map(logits, extent, size, original)
         maps.append(classes[labels].astype(np.int32))
     return maps
