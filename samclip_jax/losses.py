@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from samclip_jax.errors import UserError
-from samclip_jax.models.samclip import unit
+from samclip_jax.models.layers import unit
 
 
 def cosine_distance(student, teacher):  # [..., D], [..., D] -> [...]

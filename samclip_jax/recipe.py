@@ -17,6 +17,7 @@ from ml_collections.config_dict import FieldReference
 from samclip_jax.config import MASKS, HeadConfig
 from samclip_jax.data import pipeline
 from samclip_jax.data.sources import SOURCES
+from samclip_jax.inference.reading import PAPER
 from samclip_jax.inference.refine import Refinement
 
 CLIP_IMAGES = 40_194_000  # 99 % of the 40.6 M images of D_CLIP (4.1)
@@ -141,6 +142,8 @@ def evaluations():
         background_threshold=anything(),  # a probability, SCLIP's prob_thd
         names=anything(),  # a json file {class: [texts]}
     )
+    windows = {"window": anything(), "stride": anything()}
+    reading = dataclasses.asdict(PAPER) | windows  # the paper's form
     return {
         "zero_shot_classification": dict(
             data="folder",  # with --config.data.labels=True: a sub-folder for each class
@@ -169,13 +172,12 @@ def evaluations():
         ),
         "zero_shot_segmentation": dict(
             data="coco_panoptic",
-            image_size=448,  # of a merged model (4.2); with a window the short side
-            window=anything(),  # px of windows that are read one by one; None: the whole image
-            stride=anything(),  # px between them; None: half a window
+            image_size=448,  # of a merged model (4.2)
             templates=anything("openai"),
             **background,
             upsample="logits",  # 4.2; or labels (appendix C)
             maskclip=False,  # of a plain CLIP: its last block's values alone
+            reading=reading,
             batch_size=16,
         ),
         "refined_segmentation": dict(
@@ -183,6 +185,7 @@ def evaluations():
             templates=anything("openai"),
             **background,
             refinement=dataclasses.asdict(Refinement()) | {"scale": anything()},  # the paper's form
+            reading=reading,
             seed=0,
             batch_size=4,
         ),

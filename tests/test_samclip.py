@@ -8,8 +8,8 @@ from parity import BFLOAT16, END_TO_END, assert_close, assert_same_ranking, call
 
 from samclip_jax import families, models
 from samclip_jax.models.config import ClipConfig, ClipHeadConfig, SamClipConfig, SamConfig
+from samclip_jax.models.layers import unit
 from samclip_jax.models.prompt_encoder import ABSENT
-from samclip_jax.models.samclip import unit
 
 
 def photograph_to_masks(dtype=jnp.float32):

@@ -10,10 +10,11 @@ from samclip_jax.evals.cascade_segmentation import cascade_segmentation
 from samclip_jax.evals.refined_segmentation import refined_segmentation
 from samclip_jax.evals.zero_shot_segmentation import (
     confusion,
-    nearest,
     scores,
     zero_shot_segmentation,
 )
+from samclip_jax.inference.frames import nearest
+from samclip_jax.inference.reading import PAPER, Reading
 from samclip_jax.inference.refine import Refinement
 
 TEXT = np.eye(3, 24, dtype=np.float32)
@@ -50,7 +51,7 @@ def knowing(tiny_samclip, monkeypatch):
     """A merged model whose patches of 8 px point to the text of what they show: of the second class
     where it is light, else of the first; a crop to that of its middle."""
 
-    def patch_embeddings(images, maskclip=False):
+    def patch_embeddings(images, maskclip=False, reading=PAPER):
         return TEXT[(images[:, 4::8, 4::8, 0] > 127).astype(int)]
 
     def encode_crops(images):
@@ -98,13 +99,11 @@ def test_both_heads_run_on_scenes(tiny_samclip):
 def test_windows_find_what_the_whole_image_does(knowing):
     """What these patches show does not depend on their window."""
     source = squares(5, (64, 96))
-    windowed = dict(image_size=128, window=64, stride=32, batch_size=2)
-    found = results(zero_shot_segmentation(knowing, source, **windowed))
+    windowed = Reading(short=128, window=64, stride=32)
+    found = results(zero_shot_segmentation(knowing, source, reading=windowed, batch_size=2))
     assert found["zero_shot_segmentation_miou"] > 0.85
-    one = dict(image_size=128, window=128, batch_size=2)
-    assert results(zero_shot_segmentation(knowing, squares(3), **one)) == results(
-        zero_shot_segmentation(knowing, squares(3), image_size=128)
-    )
+    one = zero_shot_segmentation(knowing, squares(3), reading=Reading(short=128, window=128))
+    assert results(one) == results(zero_shot_segmentation(knowing, squares(3), image_size=128))
 
 
 def named_background(count):

@@ -47,7 +47,7 @@ def test_one_window_is_the_image():
 
 @pytest.mark.parametrize("options, sentence", [
     ((64, 50, 24, 8), "multiples of the model's patch, 8 px"), ((64, 48, 20, 8), "multiples of"),
-    ((32, 48, 24, 8), "at most image_size"), ((64, 48, 56, 8), "at least stride"),
+    ((32, 48, 24, 8), "at most short"), ((64, 48, 56, 8), "at least stride"),
 ])  # fmt: skip
 def test_windows_that_do_not_fit_are_one_sentence(options, sentence):
     with pytest.raises(UserError, match=sentence):

@@ -7,7 +7,8 @@ from samclip_jax.data import transforms
 from samclip_jax.errors import under
 from samclip_jax.evals.batches import Evaluation, field, stack
 from samclip_jax.evals.classes import Background, Classes
-from samclip_jax.evals.zero_shot_segmentation import confusion, nearest, scores
+from samclip_jax.evals.zero_shot_segmentation import confusion, scores
+from samclip_jax.inference import frames
 from samclip_jax.inference.mask_generator import MaskGenerator
 from samclip_jax.inference.model import load
 from samclip_jax.validation import PositiveInt, Share
@@ -70,7 +71,7 @@ def cascade_segmentation(
         labels = np.full(image.shape[:2], classes.background)
         for record, label in zip(records, named(crops), strict=True):
             labels[record["segmentation"]] = label
-        labels = nearest(labels, semantic.shape)
+        labels = frames.nearest(labels, semantic.shape)
         pixels = confusion(classes.truth(semantic), labels, classes.count)
         return {"pixels": pixels, "masks": len(records)}
 

@@ -1,63 +1,85 @@
 """Semantic segmentation by both heads (SAM-CLIP 4.4 and appendix C, tables 5 and 7)."""
 
+import functools
+
 import numpy as np
 
-from samclip_jax.evals.batches import Evaluation, stack
+from samclip_jax.data import transforms
+from samclip_jax.evals.batches import Evaluation, field, stack
 from samclip_jax.evals.classes import Background, Classes
-from samclip_jax.evals.zero_shot_segmentation import confusion, scores, square
+from samclip_jax.evals.zero_shot_segmentation import confusion, scores
+from samclip_jax.inference import frames
+from samclip_jax.inference.reading import PAPER, Reading, pruned
 from samclip_jax.inference.refine import Refinement, refined_labels
+from samclip_jax.inference.vote import voted_by_masks
+from samclip_jax.inference.windows import Windows
 from samclip_jax.validation import NonNegativeInt, PositiveInt, Share
 
-PAPER = Refinement()
+REFINEMENT = Refinement()  # the paper's form
 
 
 def refined_segmentation(
     model,
     source,
-    refinement: Refinement = PAPER,
+    refinement: Refinement = REFINEMENT,
     templates="openai",
     background: Background = "class",
     background_threshold: Share | None = None,
     names: str | None = None,
+    reading: Reading = PAPER,
     seed: NonNegativeInt = 0,
     batch_size: PositiveInt = 4,
     limit: PositiveInt | None = None,
 ):
     """mIoU of Predictor.segment(refine=True), on images resized to the encoder's square size.
 
-    refinement: in a config the fields that differ from the paper's form, the defaults. background,
-    background_threshold, names: see classes.py; the threshold is of the decoder's masks.
+    refinement, reading: in a config the fields that differ from the paper's form, the defaults.
+    background, background_threshold, names: see classes.py; the threshold is of the decoder's
+    masks.
     """
-    model.require("masks", "text", what="refined_segmentation")
+    name = "refined_segmentation"
+    model.require("masks", "text", what=name)
     classes = Classes(source, background, background_threshold, names)
     text = model.class_embeddings(classes.texts, templates)
     side, rows = model.encoder.image_size, batch_size * model.device_count
-    resized = square(side)
+    windows = None if reading.window is None else Windows.of(model, reading)
 
     def prepare(record):
-        return *resized(record), record["index"]
+        photograph = record["image"]
+        image = transforms.resize(photograph, side, side, transforms.BICUBIC)
+        whole = None if windows is None else windows.resized(photograph)
+        semantic = classes.truth(field(record, "semantic"))
+        return image, whole, photograph if reading.vote_points else None, semantic, record["index"]
+
+    def cosines(tokens, images):  # of each float [texts, h, w], on the patches of the frame
+        if windows is None:
+            _, dense = model.head(tokens, reading=reading)
+            return np.einsum("bhwd,nd->bnhw", dense[: len(images)], text)
+        read = functools.partial(model.patch_embeddings, reading=reading)
+        maps = (np.einsum("hwd,nd->nhw", each, text) for each in windows.read(images, read, rows))
+        return [frames.at_patches(each, (side, side), model.patch) for each in maps]
 
     def measure(samples):
-        images, semantics, indices = zip(*samples, strict=True)
+        images, wholes, photographs, semantics, indices = zip(*samples, strict=True)
         sizes = np.full((rows, 2), side)
         encoded = model.encode_frames(stack(images, rows), sizes)
-        _, dense = model.head(encoded.tokens)
-        cosines = np.einsum("bhwd,nd->bnhw", dense[: len(samples)], text)
-        cosines = [classes.of_classes(cosine) for cosine in cosines]
+        maps = [
+            classes.of_classes(pruned(each, model.logit_scale, reading.prune))
+            for each in cosines(encoded.tokens, wholes)
+        ]
         shapes = [semantic.shape for semantic in semantics]
         seeds = [(seed, index) for index in indices]
-        photographs = cosines, sizes[: len(samples)], shapes
-        labels = refined_labels(
-            model, encoded.embedding, *photographs, refinement, seeds, background_threshold
-        )
+        arguments = encoded.embedding, maps, sizes[: len(samples)], shapes, refinement, seeds
+        label_maps = refined_labels(model, *arguments, background_threshold)
         pixels = 0
-        for semantic, predicted in zip(semantics, labels, strict=True):
-            predicted = np.append(classes.asked, classes.background)[predicted]
-            pixels += confusion(classes.truth(semantic), predicted, classes.count)
+        for semantic, labels, photograph in zip(semantics, label_maps, photographs, strict=True):
+            labels = np.append(classes.asked, classes.background)[labels]
+            if reading.vote_points:
+                labels = voted_by_masks(model, photograph, labels, reading)
+            pixels += confusion(semantic, labels, classes.count)
         return {"pixels": pixels}
 
     def results(totals):
         yield from scores(name, totals["pixels"])
 
-    name = "refined_segmentation"
     return Evaluation(name, source, rows, limit, prepare, measure, results)

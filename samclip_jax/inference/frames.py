@@ -61,6 +61,26 @@ def label_map(maps, extent, size, original, labels=likeliest):  # float [N, h, w
     return np.concatenate(blocks).astype(np.int32)
 
 
+def nearest(labels, shape):  # [h, w], (H, W) -> [H, W]
+    """Whole pixels repeated, or left out."""
+    rows, columns = (
+        (np.arange(side) + 0.5) * old // side for side, old in zip(shape, labels.shape, strict=True)
+    )
+    return labels[rows.astype(int)[:, None], columns.astype(int)]
+
+
+def at_patches(maps, size, patch):  # float [N, h, w] -> float32 [N, rows, columns]
+    """Maps of a photograph at the middles of the frame's patches that its (height, width) px in it
+    reach."""
+
+    def matrix(inputs, side):
+        middles = np.arange(patch // 2, side + patch // 2, patch)
+        return _bilinear(inputs, side)[np.minimum(middles, side - 1)]
+
+    rows, columns = map(matrix, maps.shape[-2:], size)
+    return rows @ (maps.astype(np.float32) @ columns.T)
+
+
 def _matrices(maps, extent, size, original):
     return [_matrix(*side) for side in zip(maps.shape[-2:], extent, size, original, strict=True)]
 

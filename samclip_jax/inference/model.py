@@ -18,8 +18,10 @@ from samclip_jax.errors import UserError, os_errors
 from samclip_jax.inference.frames import to_frame
 from samclip_jax.inference.images import BATCH, checked, checked_frames, checked_sizes
 from samclip_jax.inference.prompts import decoder_arguments, require_axes
+from samclip_jax.inference.reading import PAPER
 from samclip_jax.inference.texts import PHOTO, class_names, class_texts, text_list
-from samclip_jax.models.samclip import unit
+from samclip_jax.models.layers import unit
+from samclip_jax.ops.correlation import self_correlated
 from samclip_jax.ops.resize import resize_images
 from samclip_jax.paths import any_path, is_remote
 from samclip_jax.tokenizer import Tokenizer
@@ -218,17 +220,21 @@ class Model:
             )
         return float(scale)
 
-    def patch_embeddings(self, images, maskclip=False):  # uint8 [B, H, W, 3] -> [B, h, w, D]
-        """Embeddings of unit length for every patch of images as they are, in the text's space.
+    def patch_embeddings(self, images, maskclip=False, reading=PAPER):
+        """uint8 [B, H, W, 3] -> [B, h, w, D]: embeddings of unit length for every patch of images
+        as they are, in the text's space.
 
         Of a merged model from its CLIP head; of a CLIP its patch tokens, with maskclip=True by the
-        last block's value path alone (arXiv 2112.01071). Sizes as encode_crops.
+        last block's value path alone (arXiv 2112.01071). Sizes as encode_crops. reading: its
+        features.
         """
         self.require("patches", "text", what="segmentation by text")
         images = checked("images", images, BATCH)
         if maskclip and self.side is None:
             raise UserError("maskclip is a way to read a plain CLIP; a merged model has its head")
-        way = {"values": True} if maskclip else {}
+        if "attention" in reading.features and self.side is not None:
+            raise UserError("attention is that of a merged model's head; a CLIP has maskclip")
+        way = ({"values": True} if maskclip else {}) | reading.features
         return np.asarray(self.run(_encode_dense, images, dtype=self.dtype, **way))
 
     # Masks
@@ -242,11 +248,13 @@ class Model:
         frames, sizes = checked_frames(frames, sizes, self.encoder.image_size)
         return self.run(_encode_frames, frames, sizes, dtype=self.dtype)
 
-    def head(self, tokens, size=None):  # [B, h, w, C] -> float32 [B, D], [B, rows, columns, D]
-        """The CLIP head on an encoder pass: unit embeddings of each image and of its patches.
+    def head(self, tokens, size=None, reading=PAPER):
+        """The CLIP head on an encoder pass, [B, h, w, C]: unit embeddings of each image, float32
+        [B, D], and of its patches, [B, rows, columns, D].
 
         size: (height, width) px of the photographs at the frames' top left, all of the frame if
-        None; the head does not see the padding. UserError names an argument that cannot be used.
+        None; the head does not see the padding. reading: its features; those of the image change
+        with them. UserError names an argument that cannot be used.
         """
         self.require("masks", "text", what="the CLIP head")
         require_axes("tokens", tokens, ("B", "h", "w", self.encoder.width), "of an encoder pass")
@@ -254,7 +262,7 @@ class Model:
             size = checked_sizes("size", size, (2,), range(1, self.encoder.image_size + 1))
             rows, columns = (-(-side // self.encoder.patch) for side in size)
             tokens = tokens[:, :rows, :columns]
-        return jax.tree.map(np.asarray, self.run(_head, tokens))
+        return jax.tree.map(np.asarray, self.run(_head, tokens, **reading.features))
 
     def predict_masks(self, embedding, index, points, labels, masks=None, multimask=False):
         """Masks for K prompts on a batch of image embeddings [B, h, w, C].
@@ -313,17 +321,18 @@ def _encode_text(module, tokens, dtype):
     return module.encode_text(tokens, dtype)
 
 
-def _encode_dense(module, images, dtype, **way):
-    return module.encode_dense(_fitted(module, images), dtype, **way)
+def _encode_dense(module, images, dtype, self_correlation=False, **way):
+    dense = module.encode_dense(_fitted(module, images), dtype, **way)
+    return unit(self_correlated(dense)) if self_correlation else dense
 
 
 def _encode_frames(module, frames, sizes, dtype):
     return module.encode(frames, sizes, dtype)
 
 
-def _head(module, tokens):
-    pooled, dense = module.text_head(tokens)
-    return unit(pooled), unit(dense)
+def _head(module, tokens, self_correlation=False, **attention):
+    pooled, dense = map(unit, module.text_head(tokens, **attention))
+    return pooled, unit(self_correlated(dense)) if self_correlation else dense
 
 
 def _masks(module, embedding, index, points, labels, masks=None, *, multimask):

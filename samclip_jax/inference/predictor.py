@@ -1,5 +1,7 @@
 """Questions about one photograph; names and semantics of segment_anything.SamPredictor."""
 
+import functools
+
 import numpy as np
 from scipy import special
 
@@ -8,9 +10,13 @@ from samclip_jax.errors import UserError
 from samclip_jax.inference import frames
 from samclip_jax.inference.images import PHOTOGRAPH, checked
 from samclip_jax.inference.prompts import decoder_prompts, numbers
+from samclip_jax.inference.reading import PAPER, Reading, pruned
 from samclip_jax.inference.refine import Refinement, refined_labels
 from samclip_jax.inference.texts import PHOTO
+from samclip_jax.inference.windows import Windows
 from samclip_jax.validation import NonNegativeInt, check
+
+WINDOWS = 8  # that a device takes at once
 
 
 class Predictor:
@@ -147,25 +153,58 @@ class Predictor:
         cosines = self.model.class_embeddings(names, templates) @ pooled
         return special.softmax(self.model.logit_scale * cosines)
 
-    def segment(self, names, refine=False, templates=PHOTO, seed=0):  # list of str -> int32 [H, W]
-        """For every pixel the index of the name that fits best.
+    def segment(self, names, refine=False, templates=PHOTO, seed=0, reading=PAPER):
+        """list of str -> int32 [H, W]: for every pixel the index of the name that fits best.
 
         From the CLIP head alone or, with refine=True or a Refinement, from both heads (paper 4.5);
-        `seed`, 0 or more, is for the points that are then drawn.
+        `seed`, 0 or more, is for the points that are then drawn. reading: a Reading, for what goes
+        beyond the paper.
         """
         self.model.require("patches", "text", what="segment")
         if not isinstance(refine, bool | Refinement):
             raise UserError(f"refine must be True, False or a Refinement, got {refine!r}")
+        check("reading", reading, Reading)
         check("seed", seed, NonNegativeInt)
         if refine:
             self._require_masks()
-        _, dense, extent, size = self._embeddings()
+        if reading.vote_points:
+            self.model.require("masks", what="a vote")
+        dense, extent, size = self._map(reading)
         cosine = np.einsum("hwd,nd->nhw", dense, self.model.class_embeddings(names, templates))
+        cosine = pruned(cosine, self.model.logit_scale, reading.prune)
         if not refine:
-            return frames.label_map(cosine, extent, size, self.original_size)
-        options = Refinement() if refine is True else refine
-        photograph = ([cosine], [size], [self.original_size])
-        return refined_labels(self.model, self._encoded.embedding, *photograph, options, [seed])[0]
+            labels = frames.label_map(cosine, extent, size, self.original_size)
+        else:
+            if reading.window is not None:
+                cosine = frames.at_patches(cosine, self.input_size, self.model.patch)
+            options = Refinement() if refine is True else refine
+            photograph = ([cosine], [self.input_size], [self.original_size])
+            embedding = self._encoded.embedding
+            (labels,) = refined_labels(self.model, embedding, *photograph, options, [seed])
+        if reading.vote_points:
+            from samclip_jax.inference.vote import voted_by_masks  # it needs this module
+
+            labels = voted_by_masks(self.model, self._image, labels, reading)
+        return labels
+
+    def _map(self, reading):  # -> dense [h, w, D]; px that it covers, px of the photograph in them
+        self._require_image()
+        if reading.window is not None:
+            windows = Windows.of(self.model, reading)
+            image = windows.resized(self._image)
+            read = functools.partial(self.model.patch_embeddings, reading=reading)
+            (dense,) = windows.read([image], read, WINDOWS * self.model.device_count)
+            return dense, image.shape[:2], image.shape[:2]
+        _, dense, extent, size = self._embeddings()
+        if reading.features and self.model.side is not None:
+            (dense,) = self.model.patch_embeddings(self._squashed(), reading=reading)
+        elif reading.features:
+            _, (dense,) = self.model.head(self._encoded.tokens, size, reading)
+        return dense, extent, size
+
+    def _squashed(self):  # -> uint8 [1, side, side, 3], as a CLIP sees all of the photograph
+        side = self.model.side
+        return transforms.resize(self._image, side, side, transforms.BICUBIC)[None]
 
     def _embeddings(self):
         """pooled [D] and dense [h, w, D] in the text's space; the px that dense covers, and those
@@ -174,9 +213,8 @@ class Predictor:
         if self._text_space is not None:
             return self._text_space
         if side := self.model.side:
-            squashed = transforms.resize(self._image, side, side, transforms.BICUBIC)
             pooled = self.model.encode_image(self._image[None])
-            dense = self.model.patch_embeddings(squashed[None])
+            dense = self.model.patch_embeddings(self._squashed())
             extent = size = (side, side)
         else:
             patch, size = self.model.encoder.patch, self.input_size

@@ -7,9 +7,16 @@ import numpy as np
 from scipy import ndimage, special
 
 from samclip_jax.inference import frames
-from samclip_jax.models.prompt_encoder import ABSENT, FOREGROUND, NOT_A_POINT
+from samclip_jax.models.prompt_encoder import (
+    ABSENT,
+    BOX_BOTTOM_RIGHT,
+    BOX_TOP_LEFT,
+    FOREGROUND,
+    NOT_A_POINT,
+)
 from samclip_jax.validation import NonNegativeFloat, NonNegativeInt, Share, Validated
 
+BOX = (BOX_TOP_LEFT, BOX_BOTTOM_RIGHT)
 MOST = 100.0  # more than any of SAM's logits
 CELLS = 4  # of the decoder's masks along one side of a patch
 
@@ -26,12 +33,16 @@ class Refinement(Validated):
     components: bool = False  # a prompt for every connected part of a class; the paper: a class
     min_patches: NonNegativeFloat = 4.0  # of a prompted class or part; the largest counts always
     clip_weight: NonNegativeFloat = 0.0  # of the log odds in the decoder's logits; the paper: 0
+    peak: bool = False  # the points are the surest ones of the class, not drawn
+    box: bool = False  # a prompt has the box of its class or part, too
+    mask_scale: NonNegativeFloat = 1.0  # of the log odds as a mask prompt
+    min_iou: Share | None = None  # a mask with a lower predicted IoU is the CLIP head's instead
 
 
 class Prompt(NamedTuple):
     category: int  # index of the class
-    points: np.ndarray  # float32 [points + 1, 2], px of the frame
-    labels: np.ndarray  # int32 [points + 1]
+    points: np.ndarray  # float32 [points + 1 or, with a box, 2, 2], px of the frame
+    labels: np.ndarray  # int32 [as many]
     mask: np.ndarray  # float32 [4h, 4w], logits
 
 
@@ -56,7 +67,11 @@ def refined_labels(
     image = np.repeat(np.arange(len(prompts)), [len(chosen) for chosen in prompts])
     flat = [prompt for chosen in prompts for prompt in chosen]
     category, points, labels, masks = (np.stack(part) for part in zip(*flat, strict=True))
-    low_res_masks, _ = model.predict_masks(embedding, image, points, labels, masks)
+    prompted = masks * np.float32(options.mask_scale)
+    low_res_masks, scores = model.predict_masks(embedding, image, points, labels, prompted)
+    if options.min_iou is not None:
+        unsure = (scores < options.min_iou)[..., None, None]
+        low_res_masks = np.where(unsure, masks[:, None], low_res_masks)
 
     extent = (model.encoder.image_size,) * 2
     maps = []
@@ -107,12 +122,19 @@ def choose_prompts(odds, grid, stride, options, rng):
             confidence = np.where(confidence > options.threshold, confidence, 0)
         weight = confidence.ravel().astype(np.float64)
         count = min(options.points, np.count_nonzero(weight))
-        drawn = rng.choice(labels.size, count, replace=False, p=weight / weight.sum())
-        points = np.zeros((options.points + 1, 2), np.float32)
-        kinds = np.full(options.points + 1, ABSENT, np.int32)
-        y, x = np.unravel_index(drawn, labels.shape)
+        if options.peak:
+            chosen = np.argsort(-weight, kind="stable")[:count]
+        else:
+            chosen = rng.choice(labels.size, count, replace=False, p=weight / weight.sum())
+        last = BOX if options.box else (NOT_A_POINT,)
+        points = np.zeros((options.points + len(last), 2), np.float32)
+        kinds = np.full(len(points), ABSENT, np.int32)
+        y, x = np.unravel_index(chosen, labels.shape)
         points[:count] = (np.stack([x, y], -1) + 0.5) * stride - 0.5
-        kinds[:count], kinds[-1] = FOREGROUND, NOT_A_POINT
+        kinds[:count], kinds[-len(last) :] = FOREGROUND, last
+        if options.box:
+            y, x = (np.flatnonzero(part.any(axis)) for axis in (1, 0))
+            points[-2:] = np.array([[x[0], y[0]], [x[-1] + 1, y[-1] + 1]]) * stride
         mask = np.full(grid, -options.limit, np.float32)
         elsewhere = (labels == category) & ~part
         mask[: labels.shape[0], : labels.shape[1]] = np.where(

@@ -23,7 +23,23 @@ class Windows:
         if side % patch or self.stride % patch:
             raise UserError(f"window and stride must be multiples of the model's patch, {patch} px")
         if not self.stride <= side <= short:
-            raise UserError("window must be at least stride and at most image_size")
+            raise UserError("window must be at least stride and at most short")
+
+    @classmethod
+    def of(cls, model, reading):
+        """Those of a Reading for a model; a CLIP's are of its own size."""
+        return cls(reading.short, model.side or reading.window, reading.stride, model.patch)
+
+    def read(self, images, embeddings, rows):  # -> of each [h / patch, w / patch, D]
+        """The features of images by embeddings(uint8 [rows, side, side, 3])."""
+        parts = [self.cut(image) for image in images]
+        every = np.concatenate(parts)
+        missing = -len(every) % rows  # a last, shorter batch keeps the compiled shape
+        every = np.pad(every, [(0, missing), (0, 0), (0, 0), (0, 0)])
+        features = [embeddings(every[i : i + rows]) for i in range(0, len(every), rows)]
+        ends = np.cumsum([len(part) for part in parts])
+        features = np.split(np.concatenate(features), ends)[: len(parts)]
+        return [*map(self.joined, images, features)]
 
     def resized(self, image):  # uint8 [H, W, 3] -> uint8 [h, w, 3]
         scale = self.short / min(image.shape[:2])

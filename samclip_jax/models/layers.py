@@ -13,6 +13,13 @@ class Buffer(nnx.Variable):
     """A constant that belongs to the weights: saved with them, never trained."""
 
 
+def unit(x):  # [..., D] -> [..., D]
+    """x / |x| in float32; a zero vector stays zero and has zero gradient."""
+    x = x.astype(jnp.float32)
+    square = jnp.sum(x * x, -1, keepdims=True)
+    return x * jnp.where(square > 0, jax.lax.rsqrt(jnp.where(square > 0, square, 1)), 0)
+
+
 def gelu(x):
     """x * Phi(x), exact as in SAM and OpenCLIP."""
     return jax.nn.gelu(x, approximate=False)

@@ -12,17 +12,11 @@ from samclip_jax.models.clip_head import ClipHead
 from samclip_jax.models.clip_text import ClipText
 from samclip_jax.models.clip_vision import ClipVision
 from samclip_jax.models.image_encoder import ImageEncoder
+from samclip_jax.models.layers import unit
 from samclip_jax.models.mask_decoder import MaskDecoder
 from samclip_jax.models.prompt_encoder import ABSENT, PromptEncoder
 
 LOGIT_SCALE = math.log(100)  # where CLIP clips its own (arXiv 2103.00020, section 2.5)
-
-
-def unit(x):  # [..., D] -> [..., D]
-    """x / |x| in float32; a zero vector stays zero and has zero gradient."""
-    x = x.astype(jnp.float32)
-    square = jnp.sum(x * x, -1, keepdims=True)
-    return x * jnp.where(square > 0, jax.lax.rsqrt(jnp.where(square > 0, square, 1)), 0)
 
 
 class Sam(nnx.Module):
@@ -132,9 +126,10 @@ class SamClip(Sam):
         """uint8 [B, H, W, 3] -> unit [B, D], from the CLIP head."""
         return unit(self.text_head(self.encode(images, dtype=dtype).tokens).pooled)
 
-    def encode_dense(self, images, dtype=jnp.float32):
-        """uint8 [B, H, W, 3] -> unit [B, h, w, D], every patch in the text space."""
-        return unit(self.text_head(self.encode(images, dtype=dtype).tokens).dense)
+    def encode_dense(self, images, dtype=jnp.float32, **attention):
+        """uint8 [B, H, W, 3] -> unit [B, h, w, D], every patch in the text space. attention: see
+        ClipHead."""
+        return unit(self.text_head(self.encode(images, dtype=dtype).tokens, **attention).dense)
 
     def encode_text(self, tokens, dtype=jnp.float32):
         """int [N, T] -> unit [N, D]."""

@@ -12,7 +12,7 @@ from samclip_jax.convert.clip import OPEN_CLIP
 from samclip_jax.convert.export import released, write_safetensors
 from samclip_jax.data import shapes
 from samclip_jax.models.config import ClipConfig, ClipTextConfig, ClipVisionConfig
-from samclip_jax.models.samclip import unit
+from samclip_jax.models.layers import unit
 
 IMAGE_SIZE = 96  # as the images are drawn
 SMALL = 48  # half of them come from this size: what a resized image is like is known too
