@@ -17,6 +17,7 @@ from ml_collections.config_dict import FieldReference
 from samclip_jax.config import MASKS, HeadConfig
 from samclip_jax.data import pipeline
 from samclip_jax.data.sources import SOURCES
+from samclip_jax.evals.probing import ATTENTIVE, CVNETS
 from samclip_jax.inference.reading import PAPER
 from samclip_jax.inference.refine import Refinement
 
@@ -199,6 +200,38 @@ def evaluations():
             templates=anything("openai"),
             **background,
             batch_size=64,
+        ),
+        "knn": dict(
+            data="folder",
+            train=source("folder"),  # the images that vote
+            neighbours=20,  # DINO, appendix F: 10, 20, 100 and 200
+            temperature=0.07,  # DINO's
+            layer=anything(),  # encoder, head or embedding; None: the head, of a SAM the encoder
+            image_size=224,  # of a SAM or a merged model
+            batch_size=64,
+        ),
+        "classification_probe": dict(  # table 4
+            data="folder",
+            train=source("folder"),
+            probe="linear",  # or attentive
+            layer=anything(),
+            image_size=224,
+            C=0.316,  # of the linear one, as scikit-learn has it; CLIP's README
+            iterations=1000,  # of its L-BFGS at most; CLIP's README
+            training=dataclasses.asdict(ATTENTIVE),  # of the attentive one
+            batch_size=64,
+        ),
+        "segmentation_probe": dict(  # table 3
+            data="prepared",
+            train=source("prepared"),
+            head="linear",  # deeplabv3, pspnet
+            layer=anything(),
+            image_size=512,  # this and the next three: CVNets
+            short=(256, 768),
+            longest=1024,
+            class_share=0.75,
+            training=dataclasses.asdict(CVNETS),
+            batch_size=16,
         ),
     }
 

@@ -13,10 +13,13 @@ from samclip_jax.data.sources import make_source
 from samclip_jax.errors import UserError
 from samclip_jax.evals.batches import results
 from samclip_jax.evals.cascade_segmentation import cascade_segmentation
+from samclip_jax.evals.classification_probe import classification_probe
 from samclip_jax.evals.instance_segmentation import instance_segmentation
+from samclip_jax.evals.knn import knn
 from samclip_jax.evals.masks import box_masks, point_masks
 from samclip_jax.evals.refined_segmentation import refined_segmentation
 from samclip_jax.evals.retrieval import retrieval
+from samclip_jax.evals.segmentation_probe import segmentation_probe
 from samclip_jax.evals.zero_shot_classification import zero_shot_classification
 from samclip_jax.evals.zero_shot_segmentation import zero_shot_segmentation
 
@@ -31,6 +34,9 @@ EVALUATORS = {
         zero_shot_segmentation,
         refined_segmentation,
         cascade_segmentation,
+        segmentation_probe,
+        classification_probe,
+        knn,
     )
 }
 

@@ -237,6 +237,21 @@ class Model:
         way = ({"values": True} if maskclip else {}) | reading.features
         return np.asarray(self.run(_encode_dense, images, dtype=self.dtype, **way))
 
+    def features(self, images, layer=None):
+        """uint8 [B, H, W, 3] as they are -> pooled [B, D] and patches [B, h, w, C], both float32:
+        what probes are trained on.
+
+        layer: "encoder": before SAM's neck, with the mean as pooled; the last of a CLIP's tower,
+        with its class token. "head": the CLIP head before its MLP; a CLIP's tower. "embedding": in
+        the text's space. None: "head", of a SAM "encoder". UserError where the model has no such.
+        """
+        layer = layer or ("head" if self.gives("summary") else "encoder")
+        if layer != "encoder":
+            self.require("summary", what=f"the layer {layer!r}")
+        images = checked("images", images, BATCH)
+        answer = self.run(_features, images, dtype=self.dtype, layer=layer)
+        return tuple(np.asarray(each, np.float32) for each in answer)
+
     # Masks
 
     def encode_frames(self, frames, sizes):  # uint8 [B, S, S, 3], int [B, 2] -> EncoderOutput
@@ -324,6 +339,19 @@ def _encode_text(module, tokens, dtype):
 def _encode_dense(module, images, dtype, self_correlation=False, **way):
     dense = module.encode_dense(_fitted(module, images), dtype, **way)
     return unit(self_correlated(dense)) if self_correlation else dense
+
+
+def _features(module, images, dtype, layer):
+    if not hasattr(module, "encoder"):
+        tower = module.vision
+        grid = [side // tower.config.patch for side in images.shape[1:3]]
+        tokens = tower.tokens(tower.preprocess(images, dtype, grid))
+        tokens = tower.project(tokens) if layer == "embedding" else tower.post_norm(tokens)
+        return tokens[:, 0], tokens[:, 1:].reshape(len(tokens), *grid, -1)
+    tokens = module.encode(_fitted(module, images), dtype=dtype).tokens
+    if layer == "encoder":
+        return tokens.mean((1, 2)), tokens
+    return module.text_head(tokens) if layer == "embedding" else module.text_head.features(tokens)
 
 
 def _encode_frames(module, frames, sizes, dtype):

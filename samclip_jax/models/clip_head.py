@@ -44,8 +44,14 @@ class ClipHead(nnx.Module):
         hidden = (config.mlp_hidden,) * 2
         self.mlp = Mlp((encoder.width, *hidden, config.embed_dim), "gelu", rngs)
 
-    def __call__(self, tokens, remat=False, attention="softmax", blocks=1):  # [B, h, w, width]
-        """attention: how the last `blocks` layers attend, see `attend`; learnt is "softmax"."""
+    def __call__(self, tokens, remat=False, **attention):  # [B, h, w, width]
+        return ClipHeadOutput(*map(self.mlp, self.features(tokens, remat, **attention)))
+
+    def features(self, tokens, remat=False, attention="softmax", blocks=1):
+        """The same before the MLP: [B, width], [B, h, w, width].
+
+        attention: how the last `blocks` layers attend, see `attend`; learnt is "softmax".
+        """
         if attention == "softmax":
             x = scan(self.blocks, tokens, remat)
         else:
@@ -54,8 +60,7 @@ class ClipHead(nnx.Module):
             last = nnx.merge(graph, jax.tree.map(lambda leaf: leaf[-blocks:], state))
             x = scan(usual, tokens, remat)
             x = scan(last, x, remat, functools.partial(attended_by, attention))
-        pooled = POOLINGS[self.pooling](x)
-        return ClipHeadOutput(self.mlp(self.norm(pooled)), self.mlp(self.norm(x)))
+        return self.norm(POOLINGS[self.pooling](x)), self.norm(x)
 
 
 def attended_by(attention, block, x):

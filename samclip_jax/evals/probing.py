@@ -1,0 +1,140 @@
+"""Training of a probe on frozen features."""
+
+import collections
+import dataclasses
+from concurrent.futures import ThreadPoolExecutor
+
+import jax
+import numpy as np
+import optax
+from flax import nnx, traverse_util
+
+from samclip_jax import models
+from samclip_jax.config import OptimizerConfig
+from samclip_jax.data.decode import BadRecord
+from samclip_jax.errors import UserError
+from samclip_jax.evals.batches import READERS, ahead
+from samclip_jax.optim import adamw
+from samclip_jax.progress import Bar
+from samclip_jax.validation import NonNegativeInt, PositiveInt, Validated
+
+
+@dataclasses.dataclass(frozen=True)
+class ProbeTraining(Validated):
+    """How a probe learns."""
+
+    epochs: PositiveInt
+    batch_size: PositiveInt
+    optimizer: OptimizerConfig
+    seed: NonNegativeInt = 0
+
+
+# CVNets examples/vit/segmentation/ade20k/deeplabv3_vit_base_clip_os_16.yaml, which trains the whole
+# model; the rate and decay of config/segmentation/pascal_voc/deeplabv3_mobilevitv2.yaml
+CVNETS = ProbeTraining(
+    epochs=50,
+    batch_size=32,
+    optimizer=OptimizerConfig(
+        learning_rate=5e-4,
+        end_learning_rate=1e-6,
+        warmup_steps=500,
+        schedule_steps=0,  # as long as the training
+        weight_decay=0.05,
+        b1=0.9,
+        b2=0.999,
+        eps=1e-8,
+        clip_norm=0.0,
+    ),
+)
+ATTENTIVE = ProbeTraining(
+    epochs=20,
+    batch_size=1024,
+    optimizer=OptimizerConfig(
+        learning_rate=1e-3,
+        end_learning_rate=0.0,
+        warmup_steps=100,
+        schedule_steps=0,  # as long as the training
+        weight_decay=0.0,
+        b1=0.9,
+        b2=0.999,
+        eps=1e-8,
+        clip_norm=0.0,
+    ),
+)
+
+
+def fit(probe, loss, batches, training, steps, name):
+    """The probe, an nnx module, after AdamW on loss(probe(features), targets), in evaluation mode.
+
+    batches: (features, targets) arrays, `steps` of them; the cosine of the rate is as long.
+    """
+    optimizer = dataclasses.replace(training.optimizer, schedule_steps=steps)
+    probe.train()
+    graph, *parts = nnx.split(probe, nnx.Param, ...)
+    params, state = map(_flat, parts)
+    update = adamw(optimizer, dict.fromkeys(params, 1.0))
+
+    @jax.jit
+    def step(params, state, moments, features, targets):
+        def objective(params):
+            module = models.merge(graph, params | state)
+            value = loss(module(features), targets)
+            return value, _flat(nnx.split(module, nnx.Param, ...)[2])
+
+        (_, changed), gradient = jax.value_and_grad(objective, has_aux=True)(params)
+        updates, moments = update.update(gradient, moments, params)
+        return optax.apply_updates(params, updates), changed, moments
+
+    moments = update.init(params)
+    with Bar(None, name, steps, "steps", delay=10) as bar:
+        for features, targets in batches:
+            params, state, moments = step(params, state, moments, features, targets)
+            bar.update(1)
+    probe = models.merge(graph, params | state)
+    probe.eval()
+    return probe
+
+
+def _flat(state):  # -> {"a/b": array}
+    return traverse_util.flatten_dict(nnx.to_pure_dict(state), sep="/")
+
+
+def steps_of(source, training):
+    """Steps of the training's epochs of a source."""
+    return max(1, len(source) * training.epochs // training.batch_size)
+
+
+def samples(source, prepare, training, steps):
+    """Lists of batch_size samples, prepare(record, numpy generator), for `steps` steps: each epoch
+    in another order, the same for the same seed; what cannot be used is left out. UserError where
+    nothing can."""
+    rng, batch = np.random.default_rng(training.seed), []
+
+    def order():
+        while True:
+            for index in rng.permutation(len(source)):
+                yield index, rng.integers(2**63)
+
+    def read(item):
+        index, seed = item
+        try:
+            record = source[index]
+            image = np.asarray(record["image"])
+            return prepare(record | {"image": image}, np.random.default_rng(seed))
+        except BadRecord as bad:
+            return bad
+
+    unusable = collections.Counter()
+    with ThreadPoolExecutor(READERS) as readers:
+        for sample in ahead(readers, read, order(), training.batch_size + READERS):
+            if isinstance(sample, BadRecord):
+                unusable[sample.reason] += 1
+                if unusable.total() >= len(source) and not batch:
+                    raise UserError(f"no usable image in {source}: {dict(unusable)}")
+                continue
+            batch.append(sample)
+            if len(batch) == training.batch_size:
+                yield batch
+                batch, steps = [], steps - 1
+                if not steps:
+                    return
