@@ -26,6 +26,7 @@ OPTIONS = {  # of the evaluators; image_size, px, where it is not the encoder's
     "zero_shot_segmentation": dict(templates=TEMPLATES, image_size=192),
     "refined_segmentation": dict(templates=TEMPLATES),
     "box_masks": {},
+    "instance_segmentation": {},
 }
 ROWS = 4  # images that a device takes at once
 

@@ -33,6 +33,7 @@ class Captioned(ShapeScenes):
 
 model = load(folder, devices=jax.local_devices())
 objects, scenes = ShapeObjects("tuning", 11, 64), Captioned("tuning", 11, 64)
+TRAIN = dict(name="shape_objects", split="train", size=20, image_size=64)
 options = {
     "zero_shot_classification": dict(image_size=64, templates=TEMPLATES[:1]),
     "retrieval": dict(image_size=64),
@@ -40,13 +41,16 @@ options = {
     "instance_segmentation": {},
     "zero_shot_segmentation": dict(image_size=64, templates=TEMPLATES[:1]),
     "refined_segmentation": dict(templates=TEMPLATES[:1]),
+    "knn": dict(train=TRAIN, image_size=64),
+    "classification_probe": dict(train=TRAIN, image_size=64, iterations=20),
     "cascade_segmentation": dict(
         image_size=64, points_per_side=2, pred_iou_thresh=0.0, stability_score_thresh=0.0,
         templates=TEMPLATES[:1],
     ),
 }
 for name, given in options.items():
-    source = objects if name == "zero_shot_classification" else scenes
+    classified = name in ("zero_shot_classification", "knn", "classification_probe")
+    source = objects if classified else scenes
     options[name] = results(EVALUATORS[name](model, source, batch_size=1, **given))
 if job:
 

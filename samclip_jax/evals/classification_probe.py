@@ -1,6 +1,7 @@
 """Classification by a probe on frozen features (SAM-CLIP table 4, figure 4)."""
 
 import itertools
+import math
 from typing import Literal
 
 import jax
@@ -15,6 +16,7 @@ from samclip_jax.data import transforms
 from samclip_jax.evals.batches import Evaluation, field, stack
 from samclip_jax.evals.features import Features, Layer, classified, of_all
 from samclip_jax.evals.probing import ATTENTIVE, ProbeTraining, fit, samples, steps_of
+from samclip_jax.evals.zero_shot_classification import accuracies, hits
 from samclip_jax.models.probes import Attentive
 from samclip_jax.progress import Bar
 from samclip_jax.validation import PositiveFloat, PositiveInt
@@ -48,15 +50,12 @@ def classification_probe(
     features = Features(model, layer, model.side or image_size, batch_size * model.device_count)
     classes = len(source.classes)
     if probe == "linear":
-        inputs, labels = of_all(features, train, places, "features of the training images")
+        inputs, labels = of_all(features.pooled, features.size, features.rows, train, places)
         kernel, bias = logistic_regression(inputs, labels, classes, C, iterations, model.mesh)
     else:
         steps = steps_of(train, training)
+        attentive = Attentive(features.patch_shape()[-1], classes, nnx.Rngs(training.seed))
         batches = patches_of(features, train, places, training, steps)
-        first = next(batches)
-        channels = first[0].shape[-1]
-        attentive = Attentive(channels, classes, nnx.Rngs(training.seed))
-        batches = itertools.chain([first], batches)
         attentive = fit(attentive, cross_entropy, batches, training, steps, "attentive probe")
         answer = nnx.jit(lambda probe, patches: probe(patches))
 
@@ -65,18 +64,16 @@ def classification_probe(
 
     def measure(samples):
         crops, labels = zip(*samples, strict=True)
-        pooled, patches = features(crops)
         if probe == "linear":
-            logits = pooled @ kernel + bias
+            logits = features.pooled(crops) @ kernel + bias
         else:
-            logits = np.asarray(answer(attentive, stack(patches, features.rows)))[: len(crops)]
-        ranked = np.argsort(-logits, axis=1, kind="stable")
-        return {"hits": (ranked == np.array(labels)[:, None]).sum(0)}
+            patches = stack(features.patches(crops), features.rows)
+            logits = np.asarray(answer(attentive, patches))[: len(crops)]
+        return {"hits": hits(logits, labels)}
 
     def results(totals):
         yield "training_images", len(train)
-        yield "classification_probe_accuracy", totals["hits"][0] / totals["images"]
-        yield "classification_probe_top5_accuracy", totals["hits"][:5].sum() / totals["images"]
+        yield from accuracies(name, totals)
 
     name = "classification_probe"
     return Evaluation(name, source, features.rows, limit, prepare, measure, results)
@@ -93,15 +90,12 @@ def patches_of(features, train, places, training, steps):
         crop = transforms.centre_crop(record["image"], features.size)
         return crop, places[field(record, "label")]
 
-    first = next(samples(train, prepare, training, 1))
-    bytes_each = features([first[0][0]])[1].nbytes
-    if len(train) * bytes_each > KEPT_BYTES:
+    if len(train) * math.prod(features.patch_shape()) * 4 > KEPT_BYTES:
         for batch in samples(train, prepare, training, steps):
             crops, labels = zip(*batch, strict=True)
-            yield features(crops)[1], np.array(labels)
+            yield features.patches(crops), np.array(labels)
         return
-    name = "features of the training images"
-    patches, labels = of_all(features, train, places, name, patches=True)
+    patches, labels = of_all(features.patches, features.size, features.rows, train, places)
     rng = np.random.default_rng(training.seed)
     order = itertools.chain.from_iterable(rng.permutation(len(labels)) for _ in itertools.count())
     for _ in range(steps):

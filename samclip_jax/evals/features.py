@@ -21,13 +21,22 @@ class Features(NamedTuple):
     size: int
     rows: int  # images at once, on all devices of this process together
 
-    def __call__(self, images):
-        """list of uint8 [size, size, 3] -> pooled float32 [n, D], patches float32 [n, h, w, C]."""
+    def pooled(self, images):  # list of uint8 [size, size, 3] -> float32 [n, D]
+        return self._read(images, 0)
+
+    def patches(self, images):  # list of uint8 [size, size, 3] -> float32 [n, h, w, C]
+        return self._read(images, 1)
+
+    def patch_shape(self):  # -> (h, w, C)
+        return self.patches([np.zeros((self.size, self.size, 3), np.uint8)]).shape[1:]
+
+    def _read(self, images, output):
         parts = []
         for i in range(0, len(images), self.rows):
             part = stack(images[i : i + self.rows], self.rows)
-            parts.append(self.model.features(part, self.layer))
-        return [np.concatenate(each)[: len(images)] for each in zip(*parts, strict=True)]
+            features = self.model.features(part, self.layer)[output]
+            parts.append(np.asarray(features, np.float32))
+        return np.concatenate(parts)[: len(images)]
 
 
 def classified(source, train):
@@ -45,18 +54,19 @@ def classified(source, train):
     return train, np.array([places[name] for name in train.classes])
 
 
-def of_all(features, source, places, name, patches=False):
-    """The pooled features of all records, float32 [N, D], or those of their patches, [N, h, w, C],
-    and places[label], int [N]. Of several processes each reads a part and has all."""
+def of_all(read, size, rows, source, places):
+    """What read(list of centre crops of size px) gives of all records, one array, and
+    places[label], int [N]. Of several processes each reads a part and has all."""
 
     def prepare(record):
-        crop = transforms.centre_crop(record["image"], features.size)
+        crop = transforms.centre_crop(record["image"], size)
         return crop, places[field(record, "label")]
 
     def measure(samples):
         crops, labels = zip(*samples, strict=True)
-        return {"features": [*features(crops)[patches]], "labels": [*labels]}
+        return {"features": [*read(crops)], "labels": [*labels]}
 
-    evaluation = Evaluation(name, source, features.rows, None, prepare, measure, None)
+    name = "features of the training images"
+    evaluation = Evaluation(name, source, rows, None, prepare, measure, None)
     totals = collect(evaluation)
     return np.stack(totals["features"]), np.array(totals["labels"])

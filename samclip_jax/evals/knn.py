@@ -8,6 +8,7 @@ from samclip_jax import sharding
 from samclip_jax.data import transforms
 from samclip_jax.evals.batches import Evaluation, field
 from samclip_jax.evals.features import Features, Layer, classified, of_all
+from samclip_jax.evals.zero_shot_classification import accuracies, hits
 from samclip_jax.models.layers import unit
 from samclip_jax.validation import PositiveFloat, PositiveInt
 
@@ -31,7 +32,7 @@ def knn(
     """
     train, places = classified(source, train)
     features = Features(model, layer, model.side or image_size, batch_size * model.device_count)
-    gallery, labels = of_all(features, train, places, "features of the training images")
+    gallery, labels = of_all(features.pooled, features.size, features.rows, train, places)
     neighbours = min(neighbours, len(gallery))
     gallery = sharding.copies(model.mesh, (np.asarray(unit(gallery)), labels.astype(np.int32)))
     static = dict(neighbours=neighbours, temperature=temperature, classes=len(source.classes))
@@ -41,15 +42,12 @@ def knn(
 
     def measure(samples):
         crops, wanted = zip(*samples, strict=True)
-        queries, _ = features(crops)
-        votes = np.asarray(model.run(_votes, queries, whole=gallery, **static))
-        ranked = np.argsort(-votes, axis=1, kind="stable")
-        return {"hits": (ranked == np.array(wanted)[:, None]).sum(0)}
+        votes = np.asarray(model.run(_votes, features.pooled(crops), whole=gallery, **static))
+        return {"hits": hits(votes, wanted)}
 
     def results(totals):
         yield "training_images", len(labels)
-        yield "knn_accuracy", totals["hits"][0] / totals["images"]
-        yield "knn_top5_accuracy", totals["hits"][:5].sum() / totals["images"]
+        yield from accuracies("knn", totals)
 
     return Evaluation("knn", source, features.rows, limit, prepare, measure, results)
 

@@ -51,10 +51,10 @@ def segmentation_probe(
     def batches():
         for batch in samples(train, crop, training, steps):
             images, maps = zip(*batch, strict=True)
-            yield features(images)[1], np.stack(maps)
+            yield features.patches(images), np.stack(maps)
 
-    patch = features([np.zeros((image_size, image_size, 3), np.uint8)])[1]
-    probe = HEADS[head](patch.shape[-1], len(source.classes), nnx.Rngs(training.seed))
+    channels = features.patch_shape()[-1]
+    probe = HEADS[head](channels, len(source.classes), nnx.Rngs(training.seed))
     probe = fit(probe, cross_entropy, batches(), training, steps, f"{head} probe")
     answer = nnx.jit(lambda probe, x: enlarged(probe(x), (image_size,) * 2).argmax(-1))
 
@@ -64,7 +64,7 @@ def segmentation_probe(
 
     def measure(samples):
         images, semantics = zip(*samples, strict=True)
-        patches = stack(features(images)[1], features.rows)
+        patches = stack(features.patches(images), features.rows)
         labels = np.asarray(answer(probe, patches))
         pixels = 0
         for semantic, label in zip(semantics, labels, strict=False):

@@ -28,14 +28,23 @@ def zero_shot_classification(
 
     def measure(samples):
         images, labels = zip(*samples, strict=True)
-        scores = model.encode_crops(stack(images, rows))[: len(samples)] @ text.T
-        ranked = np.argsort(-scores, axis=1, kind="stable")
-        return {"hits": (ranked == np.array(labels)[:, None]).sum(0)}
+        cosines = model.encode_crops(stack(images, rows))[: len(samples)] @ text.T
+        return {"hits": hits(cosines, labels)}
 
     def results(totals):
-        hits = totals["hits"]  # hits[k]: images whose label is the k-th likeliest class
-        yield "zero_shot_accuracy", hits[0] / totals["images"]
-        yield "zero_shot_top5_accuracy", hits[:5].sum() / totals["images"]
+        yield from accuracies("zero_shot", totals)
 
     name = "zero_shot_classification"
     return Evaluation(name, source, rows, limit, prepare, measure, results)
+
+
+def hits(scores, labels):  # float [B, classes], int [B] -> int [classes]
+    """The number of images whose label is the likeliest class, the second, and so on."""
+    ranked = np.argsort(-scores, axis=1, kind="stable")
+    return (ranked == np.array(labels)[:, None]).sum(0)
+
+
+def accuracies(name, totals):
+    """Top-1 and top-5 accuracy by the sum of all `hits`."""
+    yield f"{name}_accuracy", totals["hits"][0] / totals["images"]
+    yield f"{name}_top5_accuracy", totals["hits"][:5].sum() / totals["images"]

@@ -238,8 +238,8 @@ class Model:
         return np.asarray(self.run(_encode_dense, images, dtype=self.dtype, **way))
 
     def features(self, images, layer=None):
-        """uint8 [B, H, W, 3] as they are -> pooled [B, D] and patches [B, h, w, C], both float32:
-        what probes are trained on.
+        """uint8 [B, H, W, 3] as they are -> pooled [B, D] and patches [B, h, w, C], jax arrays of
+        the model's dtype: what probes are trained on.
 
         layer: "encoder": before SAM's neck, with the mean as pooled; the last of a CLIP's tower,
         with its class token. "head": the CLIP head before its MLP; a CLIP's tower. "embedding": in
@@ -249,8 +249,7 @@ class Model:
         if layer != "encoder":
             self.require("summary", what=f"the layer {layer!r}")
         images = checked("images", images, BATCH)
-        answer = self.run(_features, images, dtype=self.dtype, layer=layer)
-        return tuple(np.asarray(each, np.float32) for each in answer)
+        return self.run(_features, images, dtype=self.dtype, layer=layer)
 
     # Masks
 
