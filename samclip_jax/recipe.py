@@ -35,6 +35,12 @@ def anything(value=None):
     return FieldReference(value, field_type=object)
 
 
+def fields(options):
+    """The fields of a dataclass, for the command line to replace."""
+    values = dataclasses.asdict(options).items()
+    return {name: anything() if value is None else value for name, value in values}
+
+
 def source(name, **options):
     """A source of data/sources.py and every option that one can have; None: not given."""
     known = {name for kind in SOURCES.values() for name in inspect.signature(kind).parameters}
@@ -143,8 +149,7 @@ def evaluations():
         background_threshold=anything(),  # a probability, SCLIP's prob_thd
         names=anything(),  # a json file {class: [texts]}
     )
-    windows = {"window": anything(), "stride": anything()}
-    reading = dataclasses.asdict(PAPER) | windows  # the paper's form
+    reading = fields(PAPER)  # the paper's form
     return {
         "zero_shot_classification": dict(
             data="folder",  # with --config.data.labels=True: a sub-folder for each class
@@ -185,7 +190,7 @@ def evaluations():
             data="coco_panoptic",
             templates=anything("openai"),
             **background,
-            refinement=dataclasses.asdict(Refinement()) | {"scale": anything()},  # the paper's form
+            refinement=fields(Refinement()),  # the paper's form
             reading=reading,
             seed=0,
             batch_size=4,

@@ -33,7 +33,7 @@ class Captioned(ShapeScenes):
 
 model = load(folder, devices=jax.local_devices())
 objects, scenes = ShapeObjects("tuning", 11, 64), Captioned("tuning", 11, 64)
-TRAIN = dict(name="shape_objects", split="train", size=20, image_size=64)
+TRAIN = ShapeObjects("train", 20, 64)
 options = {
     "zero_shot_classification": dict(image_size=64, templates=TEMPLATES[:1]),
     "retrieval": dict(image_size=64),

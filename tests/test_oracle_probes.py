@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from samclip_jax import sharding
 from samclip_jax.evals.probing import CVNETS, fit
 from samclip_jax.evals.segmentation_probe import cross_entropy
 from samclip_jax.models.probes import CHANNELS, POOLS, RATES, DeepLabV3, Linear, PSPNet
@@ -122,7 +123,7 @@ def test_a_head_and_a_step_are_torchs(name):
         CVNETS.optimizer, warmup_steps=0, learning_rate=1e-3, weight_decay=0.1
     )
     training = dataclasses.replace(CVNETS, optimizer=optimizer)
-    ours = fit(ours, cross_entropy, [(features, labels)], training, 1, "probe")
+    ours = fit(ours, cross_entropy, [(features, labels)], training, 1, sharding.replicas(), "probe")
 
     kernels = [p for n, p in theirs.named_parameters() if p.ndim == 4]
     others = [p for n, p in theirs.named_parameters() if p.ndim < 4]

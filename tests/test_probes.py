@@ -11,7 +11,7 @@ from samclip_jax.data.shapes import ShapeObjects
 from samclip_jax.errors import UserError
 from samclip_jax.evals import evaluate
 from samclip_jax.evals.classification_probe import classification_probe, logistic_regression
-from samclip_jax.evals.features import classified
+from samclip_jax.evals.features import places
 from samclip_jax.evals.probing import ATTENTIVE, CVNETS
 from samclip_jax.evals.segmentation_probe import augmented
 
@@ -137,7 +137,7 @@ def test_a_crop_shows_its_labels():
 
 
 @pytest.mark.parametrize("task, options, sentence", [
-    ("knn", {"train": {"name": "folder"}}, "train: source 'folder' needs path"),
+    ("knn", {"train": {"name": "folder"}}, "source 'folder' needs path: set train.path"),
     ("knn", {"train": {"name": "folder", "path": "tests"}}, "train: no images under tests"),
     ("knn", {"train": OBJECTS, "layer": "neck"}, "layer must be encoder, head or embedding"),
     ("classification_probe", {"train": OBJECTS, "probe": "mlp"}, "probe must be linear or attent"),
@@ -148,10 +148,13 @@ def test_mistakes_are_one_sentence(tiny_clip, task, options, sentence):
         evaluate(tiny_clip, task, TESTED, **options)
 
 
-def test_training_images_of_another_set_are_said():
+def test_training_images_have_the_same_classes_in_any_order():
     source, train = squares(1), squares(1)
+    train.classes = ["grass", "zebra", "tiger"]
+    assert places(source, train).tolist() == [2, 0, 1]
     train.classes = ["zebra", "tiger", "snow"]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("samclip_jax.evals.features.make_source", lambda **_: train)
-        with pytest.raises(UserError, match="have other classes: 'grass' is in one of them"):
-            classified(source, {})
+    with pytest.raises(UserError, match="have other classes: 'grass' is in one of them"):
+        places(source, train)
+    train.classes = None
+    with pytest.raises(UserError, match="has no classes: take one with labels"):
+        places(source, train)

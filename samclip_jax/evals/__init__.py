@@ -10,7 +10,7 @@ import typing
 
 from samclip_jax.config import build
 from samclip_jax.data.sources import make_source
-from samclip_jax.errors import UserError
+from samclip_jax.errors import UserError, under
 from samclip_jax.evals.batches import results
 from samclip_jax.evals.cascade_segmentation import cascade_segmentation
 from samclip_jax.evals.classification_probe import classification_probe
@@ -22,6 +22,7 @@ from samclip_jax.evals.retrieval import retrieval
 from samclip_jax.evals.segmentation_probe import segmentation_probe
 from samclip_jax.evals.zero_shot_classification import zero_shot_classification
 from samclip_jax.evals.zero_shot_segmentation import zero_shot_segmentation
+from samclip_jax.inference.model import load
 
 EVALUATORS = {
     evaluator.__name__: evaluator
@@ -50,12 +51,20 @@ def evaluate(model, task, data, flag=None, saved=None, **options):
 def evaluations(models, task, data, flag=None, **options):
     """The Evaluation of each model by the same task, source and options, for `results`.
 
-    data: {"name": a source, its options}; options: the evaluator's. flag: what sets `data` on the
-    command line, "--config.data" say; its options lie beside it. UserError names an unknown task or
-    option, an option's value that cannot be, or what a model or the source lacks.
+    data: {"name": a source, its options}; options: the evaluator's, of which `train` is like data
+    and `clip` a checkpoint. flag: what sets `data` on the command line, "--config.data" say; its
+    options, and the evaluator's, lie beside it. UserError names an unknown task or option, an
+    option's value that cannot be, or what a model or the source lacks.
     """
-    options = read_options("" if flag is None else flag.removesuffix("data"), task, **options)
+    where = "" if flag is None else flag.removesuffix("data")
+    options = read_options(where, task, **options)
     source = make_source(**data, flag=flag)
+    if "train" in options:
+        options["train"] = make_source(**options["train"], flag=f"{where}train")
+    if options.get("clip") is not None:
+        with under(f"{where}clip: "):
+            devices = [*models[0].mesh.devices.flat]
+            options["clip"] = load(options["clip"], models[0].dtype, devices)
     return [EVALUATORS[task](model, source, **options) for model in models]
 
 

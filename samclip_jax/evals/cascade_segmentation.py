@@ -4,20 +4,18 @@ crop (SAM-CLIP table 5, the baseline "SAM+CLIP pipeline")."""
 import numpy as np
 
 from samclip_jax.data import transforms
-from samclip_jax.errors import under
 from samclip_jax.evals.batches import Evaluation, field, stack
 from samclip_jax.evals.classes import Background, Classes
 from samclip_jax.evals.zero_shot_segmentation import confusion, scores
 from samclip_jax.inference import frames
 from samclip_jax.inference.mask_generator import MaskGenerator
-from samclip_jax.inference.model import load
 from samclip_jax.validation import PositiveInt, Share
 
 
 def cascade_segmentation(
     model,
     source,
-    clip: str | None = None,
+    clip=None,
     image_size: PositiveInt = 336,
     points_per_side: PositiveInt = 32,
     pred_iou_thresh: float = 0.88,
@@ -32,7 +30,7 @@ def cascade_segmentation(
     """mIoU of the label that the boxes of MaskGenerator's masks get as images of their own.
 
     model: makes the masks; points_per_side, pred_iou_thresh, stability_score_thresh: of its
-    MaskGenerator, by default those of SamAutomaticMaskGenerator. clip: the checkpoint that names
+    MaskGenerator, by default those of SamAutomaticMaskGenerator. clip: the Model that names
     them; None: the merged model itself, whose crops are image_size px. Of masks that overlap the
     smallest counts; a pixel of none is background or, where that is no class, wrong. background,
     background_threshold, names: see classes.py. batch_size: of crops, for which the CLIP's own
@@ -40,10 +38,7 @@ def cascade_segmentation(
     """
     name = "cascade_segmentation"
     model.require("masks", what=name)
-    namer = model
-    if clip is not None:
-        with under("clip: "):
-            namer = load(clip, model.dtype, [*model.mesh.devices.flat])
+    namer = model if clip is None else clip
     namer.require("summary", "text", what=f"{name} without clip" if clip is None else "clip")
     classes = Classes(source, background, background_threshold, names)
     text = namer.class_embeddings(classes.texts, templates)

@@ -14,7 +14,7 @@ from jax.sharding import PartitionSpec as P
 
 from samclip_jax.data import transforms
 from samclip_jax.evals.batches import Evaluation, field, stack
-from samclip_jax.evals.features import Features, Layer, classified, of_all
+from samclip_jax.evals.features import Features, Layer, of_all, places
 from samclip_jax.evals.probing import ATTENTIVE, ProbeTraining, fit, samples, steps_of
 from samclip_jax.evals.zero_shot_classification import accuracies, hits
 from samclip_jax.models.probes import Attentive
@@ -29,7 +29,7 @@ KEPT_BYTES = 4 << 30  # of patches' features that are computed once, not in ever
 def classification_probe(
     model,
     source,
-    train: dict,
+    train,
     probe: Literal["linear", "attentive"] = "linear",
     layer: Layer = None,
     image_size: PositiveInt = 224,
@@ -41,22 +41,22 @@ def classification_probe(
 ):
     """Top-1 and top-5 accuracy of a probe that is trained on another source, the model frozen.
 
-    train: that source, {"name": ..., options}. probe: "linear", logistic regression on the pooled
+    train: that source. probe: "linear", logistic regression on the pooled
     feature, its optimum by L-BFGS within `iterations`, C as scikit-learn has it (CLIP's README:
     0.316); or "attentive", see models/probes.py, on those of the patches, by AdamW as `training`
     says. layer: see Model.features. image_size: of centre crops; a CLIP sees its own size.
     """
-    train, places = classified(source, train)
+    numbers = places(source, train)
     features = Features(model, layer, model.side or image_size, batch_size * model.device_count)
     classes = len(source.classes)
     if probe == "linear":
-        inputs, labels = of_all(features.pooled, features.size, features.rows, train, places)
+        inputs, labels = of_all(features.pooled, features.size, features.rows, train, numbers)
         kernel, bias = logistic_regression(inputs, labels, classes, C, iterations, model.mesh)
     else:
         steps = steps_of(train, training)
         attentive = Attentive(features.patch_shape()[-1], classes, nnx.Rngs(training.seed))
-        batches = patches_of(features, train, places, training, steps)
-        attentive = fit(attentive, cross_entropy, batches, training, steps, "attentive probe")
+        batches = patches_of(features, train, numbers, training, steps)
+        attentive = fit(attentive, cross_entropy, batches, training, steps, model.mesh, probe)
         answer = nnx.jit(lambda probe, patches: probe(patches))
 
     def prepare(record):
@@ -83,19 +83,19 @@ def cross_entropy(logits, labels):  # [B, classes], int [B] -> the mean
     return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
 
 
-def patches_of(features, train, places, training, steps):
+def patches_of(features, train, numbers, training, steps):
     """(patches, labels) of each step. Where all patches have room they are computed once."""
 
     def prepare(record, rng):
         crop = transforms.centre_crop(record["image"], features.size)
-        return crop, places[field(record, "label")]
+        return crop, numbers[field(record, "label")]
 
     if len(train) * math.prod(features.patch_shape()) * 4 > KEPT_BYTES:
         for batch in samples(train, prepare, training, steps):
             crops, labels = zip(*batch, strict=True)
             yield features.patches(crops), np.array(labels)
         return
-    patches, labels = of_all(features.patches, features.size, features.rows, train, places)
+    patches, labels = of_all(features.patches, features.size, features.rows, train, numbers)
     rng = np.random.default_rng(training.seed)
     order = itertools.chain.from_iterable(rng.permutation(len(labels)) for _ in itertools.count())
     for _ in range(steps):

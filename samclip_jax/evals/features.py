@@ -5,8 +5,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from samclip_jax.data import transforms
-from samclip_jax.data.sources import make_source
-from samclip_jax.errors import UserError, under
+from samclip_jax.errors import UserError
 from samclip_jax.evals.batches import Evaluation, collect, field, stack
 
 # The layer that is read; None: the last that a model has of these. The paper does not say which.
@@ -39,34 +38,32 @@ class Features(NamedTuple):
         return np.concatenate(parts)[: len(images)]
 
 
-def classified(source, train):
-    """The source of the training images, `train` as make_source has it, and of each of its classes
-    the number in `source`. UserError where they have not the same classes."""
-    with under("train: "):
-        train = make_source(**train)
+def places(source, train):
+    """Of each class of the training images its number in `source`, int [classes]. UserError where
+    they have not the same classes."""
     for each in (source, train):
         if not getattr(each, "classes", None):
             raise UserError(f"{each} has no classes: take one with labels.")
     if sorted(train.classes) != sorted(source.classes):
         only = sorted({*train.classes} ^ {*source.classes})[0]
         raise UserError(f"{train} and {source} have other classes: {only!r} is in one of them.")
-    places = {name: place for place, name in enumerate(source.classes)}
-    return train, np.array([places[name] for name in train.classes])
+    numbers = {name: number for number, name in enumerate(source.classes)}
+    return np.array([numbers[name] for name in train.classes])
 
 
-def of_all(read, size, rows, source, places):
+def of_all(read, size, rows, train, numbers):
     """What read(list of centre crops of size px) gives of all records, one array, and
-    places[label], int [N]. Of several processes each reads a part and has all."""
+    numbers[label], int [N]. Of several processes each reads a part and has all."""
 
     def prepare(record):
         crop = transforms.centre_crop(record["image"], size)
-        return crop, places[field(record, "label")]
+        return crop, numbers[field(record, "label")]
 
     def measure(samples):
         crops, labels = zip(*samples, strict=True)
         return {"features": [*read(crops)], "labels": [*labels]}
 
     name = "features of the training images"
-    evaluation = Evaluation(name, source, rows, None, prepare, measure, None)
+    evaluation = Evaluation(name, train, rows, None, prepare, measure, None)
     totals = collect(evaluation)
     return np.stack(totals["features"]), np.array(totals["labels"])

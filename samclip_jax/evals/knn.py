@@ -7,7 +7,7 @@ import numpy as np
 from samclip_jax import sharding
 from samclip_jax.data import transforms
 from samclip_jax.evals.batches import Evaluation, field
-from samclip_jax.evals.features import Features, Layer, classified, of_all
+from samclip_jax.evals.features import Features, Layer, of_all, places
 from samclip_jax.evals.zero_shot_classification import accuracies, hits
 from samclip_jax.models.layers import unit
 from samclip_jax.validation import PositiveFloat, PositiveInt
@@ -16,7 +16,7 @@ from samclip_jax.validation import PositiveFloat, PositiveInt
 def knn(
     model,
     source,
-    train: dict,
+    train,
     neighbours: PositiveInt = 20,
     temperature: PositiveFloat = 0.07,
     layer: Layer = None,
@@ -26,13 +26,13 @@ def knn(
 ):
     """Top-1 and top-5 accuracy of a vote of the nearest images of another source.
 
-    train: that source, {"name": ..., options}. An image's neighbours are those with the highest
+    train: that source. An image's neighbours are those with the highest
     cosine; each votes for its class with exp(cosine / temperature). layer: see Features.
     image_size: of centre crops; a CLIP sees its own size.
     """
-    train, places = classified(source, train)
+    numbers = places(source, train)
     features = Features(model, layer, model.side or image_size, batch_size * model.device_count)
-    gallery, labels = of_all(features.pooled, features.size, features.rows, train, places)
+    gallery, labels = of_all(features.pooled, features.size, features.rows, train, numbers)
     neighbours = min(neighbours, len(gallery))
     gallery = sharding.copies(model.mesh, (np.asarray(unit(gallery)), labels.astype(np.int32)))
     static = dict(neighbours=neighbours, temperature=temperature, classes=len(source.classes))

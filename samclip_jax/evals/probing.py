@@ -8,8 +8,10 @@ import jax
 import numpy as np
 import optax
 from flax import nnx, traverse_util
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 
-from samclip_jax import models
+from samclip_jax import models, sharding
 from samclip_jax.config import OptimizerConfig
 from samclip_jax.data.decode import BadRecord
 from samclip_jax.errors import UserError
@@ -63,10 +65,11 @@ ATTENTIVE = ProbeTraining(
 )
 
 
-def fit(probe, loss, batches, training, steps, name):
+def fit(probe, loss, batches, training, steps, mesh, name):
     """The probe, an nnx module, after AdamW on loss(probe(features), targets), in evaluation mode.
 
-    batches: (features, targets) arrays, `steps` of them; the cosine of the rate is as long.
+    batches: (features, targets) arrays, `steps` of them; the cosine of the rate is as long. mesh:
+    of sharding.replicas, whose devices share the rows of a batch, where they divide them.
     """
     optimizer = dataclasses.replace(training.optimizer, schedule_steps=steps)
     probe.train()
@@ -86,9 +89,12 @@ def fit(probe, loss, batches, training, steps, name):
         return optax.apply_updates(params, updates), changed, moments
 
     moments = update.init(params)
-    with Bar(None, name, steps, "steps", delay=10) as bar:
-        for features, targets in batches:
-            params, state, moments = step(params, state, moments, features, targets)
+    shared = P("rows") if training.batch_size % mesh.size == 0 else P()
+    params, state, moments = sharding.copies(mesh, (params, state, moments))
+    with Bar(None, f"{name} probe", steps, "steps", delay=10) as bar:
+        for batch in batches:
+            batch = jax.device_put(batch, NamedSharding(mesh, shared))
+            params, state, moments = step(params, state, moments, *batch)
             bar.update(1)
     probe = models.merge(graph, params | state)
     probe.eval()

@@ -10,7 +10,7 @@ from flax import nnx
 
 from samclip_jax.data import transforms
 from samclip_jax.evals.batches import Evaluation, field, stack
-from samclip_jax.evals.features import Features, Layer, classified
+from samclip_jax.evals.features import Features, Layer, places
 from samclip_jax.evals.probing import CVNETS, ProbeTraining, fit, samples, steps_of
 from samclip_jax.evals.zero_shot_segmentation import confusion, scores
 from samclip_jax.inference.frames import nearest
@@ -24,7 +24,7 @@ CROPS = 10  # tries for one in which no class has more than its share
 def segmentation_probe(
     model,
     source,
-    train: dict,
+    train,
     head: Literal["linear", "deeplabv3", "pspnet"] = "linear",
     layer: Layer = None,
     image_size: PositiveInt = 512,
@@ -37,16 +37,16 @@ def segmentation_probe(
 ):
     """mIoU of a head that is trained on another source, the model frozen.
 
-    train: that source, {"name": ..., options}. head: see models/probes.py. layer: see
+    train: that source. head: see models/probes.py. layer: see
     Model.features. A training image's short side becomes one of `short` px, its long side at most
     `longest`; of it a crop of image_size px, mirrored or not, in which no class has more than
     class_share of the pixels, if one of ten has not. Others are resized to that square, and their
     labels to the map. The defaults are CVNets'.
     """
-    train, places = classified(source, train)
+    numbers = places(source, train)
     features = Features(model, layer, image_size, batch_size * model.device_count)
     steps = steps_of(train, training)
-    crop = functools.partial(augmented, image_size, short, longest, class_share, places)
+    crop = functools.partial(augmented, image_size, short, longest, class_share, numbers)
 
     def batches():
         for batch in samples(train, crop, training, steps):
@@ -55,7 +55,7 @@ def segmentation_probe(
 
     channels = features.patch_shape()[-1]
     probe = HEADS[head](channels, len(source.classes), nnx.Rngs(training.seed))
-    probe = fit(probe, cross_entropy, batches(), training, steps, f"{head} probe")
+    probe = fit(probe, cross_entropy, batches(), training, steps, model.mesh, head)
     answer = nnx.jit(lambda probe, x: enlarged(probe(x), (image_size,) * 2).argmax(-1))
 
     def prepare(record):
@@ -87,10 +87,10 @@ def cross_entropy(logits, labels):  # [B, h, w, classes], int [B, H, W], -1 does
     return (losses * counted).sum() / jnp.maximum(counted.sum(), 1)
 
 
-def augmented(size, short, longest, class_share, places, record, rng):
+def augmented(size, short, longest, class_share, numbers, record, rng):
     """uint8 [size, size, 3] and int32 [size, size] of a record; zeros and no class beside it."""
     image, semantic = record["image"], field(record, "semantic")
-    semantic = np.where(semantic < 0, -1, places[semantic])
+    semantic = np.where(semantic < 0, -1, numbers[semantic])
     height, width = image.shape[:2]
     scale = rng.integers(short[0], short[1] + 1) / min(height, width)
     scale = min(scale, longest / max(height, width))
