@@ -6,6 +6,7 @@ an evaluation that was stopped. With --config.baseline another checkpoint answer
 """
 
 import json
+import os
 import signal
 import sys
 import time
@@ -17,9 +18,10 @@ from samclip_jax import config, interrupt
 from samclip_jax.distributed import join_hosts, set_up_process
 from samclip_jax.errors import UserError, under
 from samclip_jax.metrics import write_json
-from samclip_jax.paths import output_file
+from samclip_jax.paths import is_remote, output_file
 from samclip_jax.validation import Share, check
 
+FILES = ("detections", "names", "clip")  # options that are paths
 EXAMPLE = "configs/eval.py:zero_shot_classification"
 CHECKPOINT = flags.DEFINE_string("checkpoint", None, "workdir, checkpoint or released weights")
 REPORT = flags.DEFINE_string("report", None, "JSON file for the results")
@@ -48,19 +50,20 @@ def main(values):
     if baseline:
         models.append(read_model("--config.baseline", baseline, dtype))
     settings = json.loads(values.to_json_best_effort())
-    described = json.dumps(settings, sort_keys=True)
-    evaluations = evals.evaluations(models, data=data, flag="--config.data", **options)
+    files = [file_state(options.get(name)) for name in FILES]
+    described = json.dumps([settings, files], sort_keys=True)
     results, kept = [], []
-    for model, evaluation in zip(models, evaluations, strict=True):
-        if report_file:
-            key = cache.digest(model.params, repr(model.config) + described)
-            name = f"{report_file.name}.unfinished" + (".baseline" if kept else "")
-            kept.append(Saved(report_file.parent, name, key))
-        try:
+    try:
+        evaluations = evals.evaluations(models, data=data, flag="--config.data", **options)
+        for model, evaluation in zip(models, evaluations, strict=True):
+            if report_file:
+                key = cache.digest(model.params, repr(model.config) + described)
+                name = f"{report_file.name}.unfinished" + (".baseline" if kept else "")
+                kept.append(Saved(report_file.parent, name, key))
             results.append(evals.results(evaluation, kept[-1] if kept else None))
-        except KeyboardInterrupt:
-            print("stopped" + ("; the same command goes on" if kept else ""), file=sys.stderr)
-            sys.exit(interrupt.EXIT_CODE + signal.SIGINT)
+    except KeyboardInterrupt:
+        print("stopped" + ("; the same command goes on" if kept else ""), file=sys.stderr)
+        sys.exit(interrupt.EXIT_CODE + signal.SIGINT)
     report = {"task": values.task, "checkpoint": CHECKPOINT.value, **results[0]}
     if baseline:
         report["baseline"] = {"checkpoint": baseline, **results[1]}
@@ -89,6 +92,14 @@ def read_model(flag, path, dtype, alpha=1.0):
     _, start, _ = checkpoint.load_model(path, initial=True)
     start = sharding.copies(model.mesh, start)
     return model.with_params(models.wise_ft(start, model.params, alpha))
+
+
+def file_state(path):
+    """What changes with a file or folder, None where there is none."""
+    if path is None or is_remote(path) or not os.path.exists(str(path)):
+        return None
+    state = os.stat(str(path))
+    return state.st_mtime_ns, state.st_size
 
 
 def difference(results, baseline):

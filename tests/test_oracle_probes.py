@@ -123,7 +123,8 @@ def test_a_head_and_a_step_are_torchs(name):
         CVNETS.optimizer, warmup_steps=0, learning_rate=1e-3, weight_decay=0.1
     )
     training = dataclasses.replace(CVNETS, optimizer=optimizer)
-    ours = fit(ours, cross_entropy, [(features, labels)], training, 1, sharding.replicas(), "probe")
+    batches, mesh = [(features, labels)], sharding.replicas()
+    predict = fit(ours, cross_entropy, batches, training, 1, mesh, name)
 
     kernels = [p for n, p in theirs.named_parameters() if p.ndim == 4]
     others = [p for n, p in theirs.named_parameters() if p.ndim < 4]
@@ -138,7 +139,4 @@ def test_a_head_and_a_step_are_torchs(name):
     theirs.eval()
     with torch.no_grad():
         expected = theirs(x).permute(0, 2, 3, 1).numpy()
-    np.testing.assert_allclose(ours(features), expected, atol=2e-3, rtol=1e-3)
-    ours_kernel = np.asarray(ours.classifier.kernel[...]).reshape(-1, CLASSES)
-    kernel = theirs.classifier.weight.detach().numpy()[:, :, 0, 0].T
-    np.testing.assert_allclose(ours_kernel, kernel, atol=2e-5)
+    np.testing.assert_allclose(predict(features), expected, atol=2e-4, rtol=1e-4)

@@ -7,17 +7,24 @@ import pytest
 from test_evals import squares
 
 from samclip_jax.data import transforms
+from samclip_jax.data.decode import BadRecord
 from samclip_jax.data.shapes import ShapeObjects
 from samclip_jax.errors import UserError
 from samclip_jax.evals import evaluate
 from samclip_jax.evals.classification_probe import classification_probe, logistic_regression
-from samclip_jax.evals.features import places
-from samclip_jax.evals.probing import ATTENTIVE, CVNETS
+from samclip_jax.evals.features import class_numbers
+from samclip_jax.evals.probing import ATTENTIVE, CVNETS, samples
 from samclip_jax.evals.segmentation_probe import augmented
 
 OBJECTS = dict(name="shape_objects", split="train", size=40, image_size=64)
 TESTED = dict(name="shape_objects", split="tuning", size=11, image_size=64)
 SCENES = dict(name="shape_scenes", split="train", size=6, image_size=64)
+
+
+def short(training, **options):
+    """The training with these options and one step of warm-up, as a config has it."""
+    optimizer = dataclasses.asdict(training.optimizer) | dict(warmup_steps=1)
+    return dataclasses.asdict(training) | dict(optimizer=optimizer) | options
 
 
 # Neighbours
@@ -70,7 +77,7 @@ def test_the_linear_probe_is_scikit_learns_optimum(tiny_clip):
 def test_images_are_classified_on_features_of_every_model(request, monkeypatch, model, probe):
     """Patches kept or made again in every epoch: the same, but for the order."""
     model = request.getfixturevalue(model)
-    few = dict(training=dataclasses.asdict(ATTENTIVE) | dict(epochs=2, batch_size=16))
+    few = dict(training=short(ATTENTIVE, epochs=2, batch_size=16))
     options = dict(train=OBJECTS, probe=probe, image_size=64, batch_size=8) | few
     found = evaluate(model, "classification_probe", TESTED, **options)
     assert (found["images"], found["training_images"]) == (11, 40)
@@ -102,12 +109,36 @@ def unit(x):
     return x / np.linalg.norm(x, axis=-1, keepdims=True)
 
 
+class Damaged(ShapeObjects):
+    """Every third image cannot be read."""
+
+    def __getitem__(self, index):
+        if index % 3 == 0:
+            raise BadRecord("truncated", str(index))
+        return super().__getitem__(index)
+
+
+def test_training_leaves_out_what_cannot_be_used():
+    """In every epoch again; it ends only where no image can."""
+    training = dataclasses.replace(CVNETS, batch_size=4)
+
+    def keys(record, rng):
+        return record["key"]
+
+    batches = [*samples(Damaged("train", 9, 64), keys, training, 30)]
+    assert len(batches) == 30 and all(len(batch) == 4 for batch in batches)
+    assert len({key for batch in batches for key in batch}) == 6
+    assert batches == [*samples(Damaged("train", 9, 64), keys, training, 30)]
+    with pytest.raises(UserError, match="no usable image in .*'truncated': 1"):
+        next(samples(Damaged("train", 1, 64), keys, training, 1))
+
+
 # Segmentation
 
 
 @pytest.mark.parametrize("head", ["linear", "deeplabv3", "pspnet"])
 def test_pixels_are_classified_by_every_head(tiny_samclip, head):
-    training = dataclasses.asdict(CVNETS) | dict(epochs=2, batch_size=4)
+    training = short(CVNETS, epochs=2, batch_size=4)
     options = dict(train=SCENES, head=head, image_size=64, short=(64, 96), batch_size=4)
     tested = dict(name="shape_scenes", split="tuning", size=3)
     found = evaluate(tiny_samclip, "segmentation_probe", tested, training=training, **options)
@@ -142,6 +173,9 @@ def test_a_crop_shows_its_labels():
     ("knn", {"train": OBJECTS, "layer": "neck"}, "layer must be encoder, head or embedding"),
     ("classification_probe", {"train": OBJECTS, "probe": "mlp"}, "probe must be linear or attent"),
     ("segmentation_probe", {"train": SCENES, "head": "unet"}, "head must be linear, deeplabv3"),
+    ("segmentation_probe", {"train": SCENES}, "a warm-up of 500 steps is not over in 9, 50 epochs"),
+    ("segmentation_probe", {"train": SCENES | dict(size=999), "short": (96, 64)}, "short must be"),
+    ("knn", {"train": OBJECTS, "layer": "neck"}, "layer must be encoder, head or embedding"),
 ])  # fmt: skip
 def test_mistakes_are_one_sentence(tiny_clip, task, options, sentence):
     with pytest.raises(UserError, match=sentence):
@@ -151,10 +185,10 @@ def test_mistakes_are_one_sentence(tiny_clip, task, options, sentence):
 def test_training_images_have_the_same_classes_in_any_order():
     source, train = squares(1), squares(1)
     train.classes = ["grass", "zebra", "tiger"]
-    assert places(source, train).tolist() == [2, 0, 1]
+    assert class_numbers(source, train).tolist() == [2, 0, 1]
     train.classes = ["zebra", "tiger", "snow"]
     with pytest.raises(UserError, match="have other classes: 'grass' is in one of them"):
-        places(source, train)
+        class_numbers(source, train)
     train.classes = None
     with pytest.raises(UserError, match="has no classes: take one with labels"):
-        places(source, train)
+        class_numbers(source, train)

@@ -95,7 +95,7 @@ def test_a_vote_needs_masks_and_takes_everything(predictor, tiny_clip, monkeypat
     np.testing.assert_array_equal(found[20:], labels[20:])
     clip = sc.Predictor(tiny_clip)
     clip.set_image(np.zeros((20, 20, 3), np.uint8))
-    with pytest.raises(UserError, match="a vote needs a SAM"):
+    with pytest.raises(UserError, match="vote_points needs a SAM"):
         clip.segment(NAMES, reading=Reading(vote_points=4))
 
 
@@ -103,8 +103,8 @@ def test_a_vote_needs_masks_and_takes_everything(predictor, tiny_clip, monkeypat
     ({"attention": "self"}, "attention must be softmax, values or recursive"),
     ({"prune": 2}, "prune must be"), ({"window": 0}, "window must be"),
     ({"vote_points": -1}, "vote_points must be"), ({"blocks": 0}, "blocks must be"),
-    ({"windows": 3}, "did you mean 'window'"),
-    ({"window": 33}, "multiples of the model's patch, 8 px"),
+    ({"windows": 3}, "did you mean 'window'"), ({"attention": "values", "blocks": 9}, "at most 2"),
+    ({"window": 33}, "multiples of the patch, 8 px"),
 ])  # fmt: skip
 def test_mistakes_are_one_sentence(tiny_samclip, reading, sentence):
     data = dict(name="shape_scenes", split="tuning", size=1)

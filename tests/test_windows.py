@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from samclip_jax.errors import UserError
+from samclip_jax.inference.reading import Reading
 from samclip_jax.inference.windows import Windows
 
 
@@ -17,7 +18,7 @@ def features(windows):  # uint8 [n, s, s, 3] -> unit float [n, s / 8, s / 8, 3]
 @pytest.mark.parametrize("shape, sides", [((60, 90), (64, 96)), ((500, 333), (96, 64))])
 def test_a_feature_is_the_mean_of_those_of_its_windows(shape, sides):
     image = np.random.default_rng(1).integers(0, 255, (*shape, 3), np.uint8)
-    windows = Windows(64, 48, 24, 8)
+    windows = Windows(Reading(short=64, window=48, stride=24), 8)
     resized = windows.resized(image)
     assert resized.shape == (*sides, 3)
     cut = windows.cut(resized)
@@ -37,7 +38,7 @@ def test_a_feature_is_the_mean_of_those_of_its_windows(shape, sides):
 
 def test_one_window_is_the_image():
     image = np.random.default_rng(1).integers(0, 255, (48, 48, 3), np.uint8)
-    windows = Windows(48, 48, None, 8)
+    windows = Windows(Reading(short=48, window=48), 8)
     (cut,) = windows.cut(image)
     np.testing.assert_array_equal(cut, image)
     np.testing.assert_allclose(
@@ -46,9 +47,9 @@ def test_one_window_is_the_image():
 
 
 @pytest.mark.parametrize("options, sentence", [
-    ((64, 50, 24, 8), "multiples of the model's patch, 8 px"), ((64, 48, 20, 8), "multiples of"),
-    ((32, 48, 24, 8), "at most short"), ((64, 48, 56, 8), "at least stride"),
+    ((64, 50, 24), "multiples of the patch, 8 px"), ((64, 48, 20), "multiples of the patch"),
+    ((32, 48, 24), "at most short"), ((64, 48, 56), "at least stride"),
 ])  # fmt: skip
 def test_windows_that_do_not_fit_are_one_sentence(options, sentence):
     with pytest.raises(UserError, match=sentence):
-        Windows(*options)
+        Windows(Reading(**dict(zip(("short", "window", "stride"), options, strict=True))), 8)

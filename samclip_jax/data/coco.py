@@ -82,6 +82,8 @@ class Coco(Files):
         self.categories = _categories(self.path, contents, self.category_ids(images))
         self.frequencies = _frequencies(contents)
         self.image_ids = [image["id"] for image in images]
+        if self.frequencies:
+            _require_lists(self.path, images)
         self.images = CompressedList(images)
         self.classes = list(self.categories.values())
 
@@ -164,7 +166,18 @@ def _categories(path, contents, used):  # -> {id as text: name}
 
 def _frequencies(contents):
     frequencies = {_category(entry)[1]: entry.get("frequency") for entry in contents["categories"]}
-    return frequencies if set(frequencies.values()) <= {"r", "c", "f"} else None
+    known = all(frequency in ("r", "c", "f") for frequency in frequencies.values())
+    return frequencies if known else None
+
+
+def _require_lists(path, images):
+    """UserError where an image of LVIS lacks one of FEDERATED."""
+    for image in images:
+        for name, key in FEDERATED.items():
+            if name not in image and image["error"] is None:
+                raise UserError(
+                    f"{path}: image {image['id']} has no {key!r}; give LVIS's own json."
+                )
 
 
 def listed(path, contents, name):

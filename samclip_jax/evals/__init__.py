@@ -9,6 +9,7 @@ import inspect
 import typing
 
 from samclip_jax.config import build
+from samclip_jax.data.detections import read_detections
 from samclip_jax.data.sources import make_source
 from samclip_jax.errors import UserError, under
 from samclip_jax.evals.batches import results
@@ -49,23 +50,31 @@ def evaluate(model, task, data, flag=None, saved=None, **options):
 
 
 def evaluations(models, task, data, flag=None, **options):
-    """The Evaluation of each model by the same task, source and options, for `results`.
+    """The Evaluation of each model, baselines after the first, by the same task, source and
+    options, for `results`.
 
-    data: {"name": a source, its options}; options: the evaluator's, of which `train` is like data
-    and `clip` a checkpoint. flag: what sets `data` on the command line, "--config.data" say; its
-    options, and the evaluator's, lie beside it. UserError names an unknown task or option, an
-    option's value that cannot be, or what a model or the source lacks.
+    data: {"name": a source, its options}; options: the evaluator's, of which `train` is like data,
+    `clip` a checkpoint and `detections` a file. flag: what sets `data` on the command line,
+    "--config.data" say; its options, and the evaluator's, lie beside it. UserError names an unknown
+    task or option, an option's value that cannot be, or what a model or the source lacks.
     """
     where = "" if flag is None else flag.removesuffix("data")
     options = read_options(where, task, **options)
     source = make_source(**data, flag=flag)
     if "train" in options:
         options["train"] = make_source(**options["train"], flag=f"{where}train")
+    if options.get("detections") is not None:
+        with under(f"{where}detections: "):
+            options["detections"] = read_detections(options["detections"], source)
     if options.get("clip") is not None:
         with under(f"{where}clip: "):
             devices = [*models[0].mesh.devices.flat]
             options["clip"] = load(options["clip"], models[0].dtype, devices)
-    return [EVALUATORS[task](model, source, **options) for model in models]
+    evaluations = []
+    for number, model in enumerate(models):
+        with under("the baseline: " if number else ""):
+            evaluations.append(EVALUATORS[task](model, source, **options))
+    return evaluations
 
 
 def read_options(where, task, **options):

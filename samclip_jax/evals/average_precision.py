@@ -27,9 +27,8 @@ def average_precision(images, annotations, detections, classes, frequencies=None
     )
     evaluation.evaluate()
     evaluation.accumulate()
-    precision = evaluation.eval["precision"][
-        ..., -1
-    ]  # [IoU from 0.5 on by 0.05, recall, class, size]
+    # [IoU 0.5 to 0.95, recall, class, size], of the most detections
+    precision = evaluation.eval["precision"][..., -1]
     parts = {"AP": precision[..., 0], "AP50": precision[0, ..., 0], "AP75": precision[5, ..., 0]}
     for size, name in enumerate(("small", "medium", "large"), 1):
         parts[f"AP_{name}"] = precision[..., size]

@@ -122,7 +122,7 @@ def read(evaluation, readers, first, end):
     """The batches of the records first to end."""
     records = ahead(
         readers,
-        lambda index: (index, *prepared(evaluation, index)),
+        lambda index: (index, *prepared(evaluation.source, index, evaluation.prepare)),
         range(first, end),
         evaluation.rows + READERS,
     )
@@ -138,20 +138,20 @@ def read(evaluation, readers, first, end):
             samples, left_out = [], collections.Counter()
 
 
-def prepared(evaluation, index):
+def prepared(source, index, prepare):
     """The sample of a record, or its BadRecord, and its annotations that are left out.
 
     prepare gets the record with its `index` in the source and may append to its "dropped".
     """
     dropped = []
     try:
-        with memory_errors(f"record {index} of {evaluation.source}"):
-            record = evaluation.source[index]
+        with memory_errors(f"record {index} of {source}"):
+            record = source[index]
             dropped += record.get("dropped", ())
             image = np.asarray(record["image"])
             require_side(image.shape)
             checked = {"image": image, "dropped": dropped, "index": index}
-            return evaluation.prepare(record | checked), dropped
+            return prepare(record | checked), dropped
     except BadRecord as bad:
         return bad, dropped
 

@@ -5,10 +5,11 @@ from typing import Literal
 
 import numpy as np
 
+from samclip_jax.data.decode import line
 from samclip_jax.data.evaluation_sets import CLASS_NAMES
 from samclip_jax.errors import UserError
 from samclip_jax.evals.batches import class_names, said
-from samclip_jax.inference.texts import text_list
+from samclip_jax.inference import texts
 from samclip_jax.paths import existing
 
 BACKGROUND = "background"  # as VOC, PASCAL-Context and COCO-Object call their first class
@@ -35,10 +36,12 @@ class Classes:
 
     def __init__(self, source, background="class", threshold=None, names=None):
         asked = [[name] for name in class_names(source)]
-        for name, texts in {} if names is None else _read_names(names).items():
+        for name, stand_ins in {} if names is None else _read_names(names).items():
             if name not in source.classes:
                 raise UserError(f"{names}: {name!r} is no class of {source}; take its names.")
-            asked[source.classes.index(name)] = texts
+            if name == BACKGROUND and background != "class":
+                raise UserError(f"{names} has texts for the background: leave `background` alone.")
+            asked[[*source.classes].index(name)] = stand_ins
         self.background, self.threshold = -1, threshold
         if BACKGROUND in source.classes:
             self.background = [*source.classes].index(BACKGROUND)
@@ -52,10 +55,12 @@ class Classes:
         elif background == "none":
             asked[self.background] = []
         elif background != "class":
-            asked[self.background] = text_list("background", background)
+            asked[self.background] = texts.class_names("background", background)
         self.count = len(asked)
-        self.texts = [text for texts in asked for text in texts]
-        self.owners = np.repeat(np.arange(self.count), [len(texts) for texts in asked])
+        self.texts = [text for several in asked for text in several]
+        self.owners = np.repeat(np.arange(self.count), [len(several) for several in asked])
+        if not self.texts:
+            raise UserError(f"{source} has no class but the background: nothing to ask for.")
         is_uncounted = background == "none" and threshold is None
         self.uncounted = self.background if is_uncounted else -1
 
@@ -79,6 +84,10 @@ class Classes:
             return cosines
         return np.stack([cosines[self.owners == owner].max(0) for owner in self.asked])
 
+    def of_asked(self, numbers):  # int [...], which of `asked`, -1 for none -> int [...]
+        """The classes of the source; none is the background."""
+        return np.append(self.asked, self.background)[numbers]
+
     def truth(self, semantic):  # int [H, W] -> int [H, W]
         """The map with -1 where a pixel does not count."""
         return np.where(semantic == self.uncounted, -1, semantic)
@@ -89,7 +98,9 @@ def _read_names(path):
     try:
         names = json.loads(path.read_bytes())
     except (OSError, ValueError) as error:
-        raise UserError(f"{path} was not read as json: {error}") from None
+        raise UserError(f"{path} was not read as json: {line(error)}") from None
     if not isinstance(names, dict):
         raise UserError(f'{path} must hold names of classes, {{"class": ["text", ...], ...}}.')
-    return {name: text_list(f"{path}: {name}", texts) for name, texts in names.items()}
+    return {
+        name: texts.class_names(f"{path}: {name}", stand_ins) for name, stand_ins in names.items()
+    }

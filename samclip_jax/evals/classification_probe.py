@@ -14,9 +14,10 @@ from jax.sharding import PartitionSpec as P
 
 from samclip_jax.data import transforms
 from samclip_jax.evals.batches import Evaluation, field, stack
-from samclip_jax.evals.features import Features, Layer, of_all, places
-from samclip_jax.evals.probing import ATTENTIVE, ProbeTraining, fit, samples, steps_of
+from samclip_jax.evals.features import Features, class_numbers, extract_features
+from samclip_jax.evals.probing import ATTENTIVE, ProbeTraining, fit, samples, training_steps
 from samclip_jax.evals.zero_shot_classification import accuracies, hits
+from samclip_jax.inference.model import Layer
 from samclip_jax.models.probes import Attentive
 from samclip_jax.progress import Bar
 from samclip_jax.validation import PositiveFloat, PositiveInt
@@ -46,18 +47,19 @@ def classification_probe(
     0.316); or "attentive", see models/probes.py, on those of the patches, by AdamW as `training`
     says. layer: see Model.features. image_size: of centre crops; a CLIP sees its own size.
     """
-    numbers = places(source, train)
+    numbers = class_numbers(source, train)
     features = Features(model, layer, model.side or image_size, batch_size * model.device_count)
     classes = len(source.classes)
     if probe == "linear":
-        inputs, labels = of_all(features.pooled, features.size, features.rows, train, numbers)
+        inputs, labels = extract_features(
+            features.pooled, features.size, features.rows, train, numbers
+        )
         kernel, bias = logistic_regression(inputs, labels, classes, C, iterations, model.mesh)
     else:
-        steps = steps_of(train, training)
-        attentive = Attentive(features.patch_shape()[-1], classes, nnx.Rngs(training.seed))
+        steps = training_steps(train, training)
+        attentive = Attentive(features.patch_shape[-1], classes, nnx.Rngs(training.seed))
         batches = patches_of(features, train, numbers, training, steps)
-        attentive = fit(attentive, cross_entropy, batches, training, steps, model.mesh, probe)
-        answer = nnx.jit(lambda probe, patches: probe(patches))
+        predict = fit(attentive, cross_entropy, batches, training, steps, model.mesh, probe)
 
     def prepare(record):
         return transforms.centre_crop(record["image"], features.size), field(record, "label")
@@ -68,7 +70,7 @@ def classification_probe(
             logits = features.pooled(crops) @ kernel + bias
         else:
             patches = stack(features.patches(crops), features.rows)
-            logits = np.asarray(answer(attentive, patches))[: len(crops)]
+            logits = predict(patches)[: len(crops)]
         return {"hits": hits(logits, labels)}
 
     def results(totals):
@@ -90,12 +92,14 @@ def patches_of(features, train, numbers, training, steps):
         crop = transforms.centre_crop(record["image"], features.size)
         return crop, numbers[field(record, "label")]
 
-    if len(train) * math.prod(features.patch_shape()) * 4 > KEPT_BYTES:
+    if len(train) * math.prod(features.patch_shape) * 4 > KEPT_BYTES:
         for batch in samples(train, prepare, training, steps):
             crops, labels = zip(*batch, strict=True)
             yield features.patches(crops), np.array(labels)
         return
-    patches, labels = of_all(features.patches, features.size, features.rows, train, numbers)
+    patches, labels = extract_features(
+        features.patches, features.size, features.rows, train, numbers
+    )
     rng = np.random.default_rng(training.seed)
     order = itertools.chain.from_iterable(rng.permutation(len(labels)) for _ in itertools.count())
     for _ in range(steps):

@@ -1,15 +1,13 @@
 """Frozen features of images, for probes and neighbours."""
 
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from samclip_jax.data import transforms
 from samclip_jax.errors import UserError
 from samclip_jax.evals.batches import Evaluation, collect, field, stack
-
-# The layer that is read; None: the last that a model has of these. The paper does not say which.
-Layer = Literal["encoder", "head", "embedding"] | None
+from samclip_jax.inference.model import Layer
 
 
 class Features(NamedTuple):
@@ -26,6 +24,7 @@ class Features(NamedTuple):
     def patches(self, images):  # list of uint8 [size, size, 3] -> float32 [n, h, w, C]
         return self._read(images, 1)
 
+    @property
     def patch_shape(self):  # -> (h, w, C)
         return self.patches([np.zeros((self.size, self.size, 3), np.uint8)]).shape[1:]
 
@@ -38,7 +37,7 @@ class Features(NamedTuple):
         return np.concatenate(parts)[: len(images)]
 
 
-def places(source, train):
+def class_numbers(source, train):
     """Of each class of the training images its number in `source`, int [classes]. UserError where
     they have not the same classes."""
     for each in (source, train):
@@ -51,7 +50,7 @@ def places(source, train):
     return np.array([numbers[name] for name in train.classes])
 
 
-def of_all(read, size, rows, train, numbers):
+def extract_features(read, size, rows, train, numbers):
     """What read(list of centre crops of size px) gives of all records, one array, and
     numbers[label], int [N]. Of several processes each reads a part and has all."""
 
@@ -64,6 +63,6 @@ def of_all(read, size, rows, train, numbers):
         return {"features": [*read(crops)], "labels": [*labels]}
 
     name = "features of the training images"
-    evaluation = Evaluation(name, train, rows, None, prepare, measure, None)
+    evaluation = Evaluation(name, train, rows, None, prepare, measure, lambda totals: ())
     totals = collect(evaluation)
     return np.stack(totals["features"]), np.array(totals["labels"])

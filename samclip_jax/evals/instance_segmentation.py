@@ -8,7 +8,8 @@ import numpy as np
 from samclip_jax.data import transforms
 from samclip_jax.data.annotations import BadAnnotation, box_of
 from samclip_jax.data.coco import FEDERATED
-from samclip_jax.data.detections import Detection, read_detections
+from samclip_jax.data.detections import Detection
+from samclip_jax.errors import UserError
 from samclip_jax.evals.average_precision import (
     COCO_DETECTIONS,
     LVIS_DETECTIONS,
@@ -31,7 +32,7 @@ class Prompt(NamedTuple):
 def instance_segmentation(
     model,
     source,
-    detections: str | None = None,
+    detections=None,
     mask_iterations: NonNegativeInt = 1,
     multimask: bool = True,
     batch_size: PositiveInt = 4,
@@ -40,8 +41,8 @@ def instance_segmentation(
     """AP, AP50, AP75, AP_small, AP_medium and AP_large of the masks for a detector's boxes: COCO's,
     or LVIS's, with AP_rare, AP_common and AP_frequent, where the source is LVIS.
 
-    detections: a json file in COCO's results format, whose scores the masks keep (as HQ-SAM does;
-    Segment Anything does not say). None: the true boxes, with the predicted IoU as score; results
+    detections: what read_detections gives, whose scores the masks keep (as HQ-SAM does; Segment
+    Anything does not say). None: the true boxes, with the predicted IoU as score; results
     are then called true_box_AP and so on. mask_iterations: how often a mask goes back as a prompt,
     with its box (Segment Anything, D.4: once; HQ-SAM: never). multimask: a box alone is answered by
     three masks, of which the surest counts (D.4), instead of by the single one (HQ-SAM).
@@ -52,23 +53,22 @@ def instance_segmentation(
     classes = getattr(source, "classes", None) or ["object"]
     ids = {name: id for id, name in enumerate(classes, 1)} | {None: 1}
     frequencies = getattr(source, "frequencies", None)
-    # of detections with the same score those of the image with the smaller number come first
-    image_ids = getattr(source, "image_ids", ["none"])
-    has_numbers = all(id is None or id.isdecimal() for id in image_ids)
-    by_image = None if detections is None else read_detections(detections, source)
+    # of detections with the same score those of the image with the smaller id come first
+    image_ids = sorted(getattr(source, "image_ids", ()), key=lambda id: (len(id or ""), id or ""))
+    image_numbers = {id: number for number, id in enumerate(image_ids, 1)}
 
     def prepare(record):
         """The frame, its size, the original one, the image and its objects as COCO's json has them,
         and the Prompts."""
         frame, size = frames.to_frame(record["image"], side)
         height, width = original = record["image"].shape[:2]
-        id = int(record["image_id"]) if has_numbers else record["index"]
+        annotations, crowds = field(record, "annotations"), record.get("crowds", ())
+        id = image_numbers[record["image_id"]] if image_numbers else record["index"] + 1
         image = {"id": id, "height": height, "width": width}
         if frequencies:
             for name, key in FEDERATED.items():
                 image[key] = [ids[category] for category in field(record, name)]
-        crowds = record.get("crowds", ())
-        annotated = [*with_masks(record, field(record, "annotations"))]
+        annotated = [*with_masks(record, annotations)]
         boxes = [Detection(each["category"], xywh(each["box"]), None) for each, _ in annotated]
         objects = [
             {
@@ -80,13 +80,13 @@ def instance_segmentation(
             }
             for place, (each, mask) in enumerate([*annotated, *with_masks(record, crowds)])
         ]
-        if by_image is not None:
-            boxes = by_image.get(field(record, "image_id"), [])
+        if detections is not None:
+            boxes = detections.get(record["image_id"], [])
             if frequencies:
-                present = {each["category_id"] for each in objects}
-                boxes = of_lvis(boxes, ids, present | {*image[FEDERATED["absent"]]})
+                present = {entry["category_id"] for entry in objects}
+                boxes = limit_lvis(boxes, ids, present | {*image[FEDERATED["absent"]]})
             else:
-                boxes = of_coco(boxes)
+                boxes = limit_coco(boxes)
         prompts = in_the_image(boxes, ids, record, original)
         return frame, size, original, image, objects, prompts
 
@@ -101,30 +101,39 @@ def instance_segmentation(
         ]
         coords = np.reshape(coords, (-1, 2, 2))
         labels = np.tile((BOX_TOP_LEFT, BOX_BOTTOM_RIGHT), (len(flat), 1))
-        prompt = index, coords, labels
-        masks, scores = surest(
-            *model.predict_masks(encoded.embedding, *prompt, multimask=multimask)
-        )
+        arguments = encoded.embedding, index, coords, labels
+        logits, scores = most_confident(*model.predict_masks(*arguments, multimask=multimask))
         for _ in range(mask_iterations):
-            answer = model.predict_masks(encoded.embedding, *prompt, masks)
-            masks, scores = surest(*answer)
-        results = []
+            logits, scores = most_confident(*model.predict_masks(*arguments, logits))
+        masks = []
         for i, (size, original, entry) in enumerate(zip(sizes, originals, entries, strict=True)):
-            of_image = np.flatnonzero(index == i)
-            large = frames.to_masks(masks[of_image], (side, side), size, original)
-            for k, mask in zip(of_image, large, strict=True):
+            own = np.flatnonzero(index == i)
+            for k, mask in zip(
+                own, frames.to_masks(logits[own], (side, side), size, original), strict=True
+            ):
                 score = float(scores[k]) if flat[k].score is None else flat[k].score
-                result = {"image_id": entry["id"], "category_id": flat[k].category, "score": score}
-                results.append(result | {"segmentation": run_lengths(mask)})
-        objects = [each for listed in objects for each in listed]
-        return {"entries": [*entries], "objects": objects, "results": results}
+                masks.append(
+                    {
+                        "image_id": entry["id"],
+                        "category_id": flat[k].category,
+                        "score": score,
+                        "segmentation": run_lengths(mask),
+                    }
+                )
+        objects = [entry for listed in objects for entry in listed]
+        return {"entries": [*entries], "objects": objects, "masks": masks}
 
     def results(totals):
-        entries, objects, found = (totals[name] for name in ("entries", "objects", "results"))
+        entries, objects, masks = (totals[name] for name in ("entries", "objects", "masks"))
+        if not objects:
+            raise UserError(f"{source} has no object: nothing to compare masks with.")
         yield "instances", sum(not each["iscrowd"] for each in objects)
-        yield "boxes", len(found)
+        yield "boxes", len(masks)
+        if detections is not None:
+            with_boxes = {mask["image_id"] for mask in masks}
+            yield "images_without_boxes", totals["images"] - len(with_boxes)
         by_class = frequencies and [frequencies[name] for name in classes]
-        precisions = average_precision(entries, objects, found, classes, by_class)
+        precisions = average_precision(entries, objects, masks, classes, by_class)
         for name, value in precisions.items():
             yield name if detections is not None else f"true_box_{name}", value
 
@@ -136,9 +145,10 @@ def xywh(box):  # [x0, y0, x1, y1] -> [x, y, width, height]
     return [x0, y0, x1 - x0, y1 - y0]
 
 
-def surest(masks, scores):  # [K, M, h, w], [K, M] -> [K, h, w], [K]
-    every, best = np.arange(len(scores)), scores.argmax(1)
-    return masks[every, best], scores[every, best]
+def most_confident(masks, scores):  # [K, M, h, w], [K, M] -> [K, h, w], [K]
+    """Of each prompt's masks that with the highest predicted IoU."""
+    prompts, highest = np.arange(len(scores)), scores.argmax(1)
+    return masks[prompts, highest], scores[prompts, highest]
 
 
 def run_lengths(mask):  # bool [H, W] -> COCO's compressed run lengths, text
@@ -146,21 +156,23 @@ def run_lengths(mask):  # bool [H, W] -> COCO's compressed run lengths, text
     return {"size": [*mask.shape], "counts": encoded["counts"].decode()}
 
 
-def of_coco(detections):
+def limit_coco(detections):
     """Those of an image that COCO's AP counts: the COCO_DETECTIONS surest of each class."""
     by_class = collections.defaultdict(list)
     for each in detections:
         by_class[each.category].append(each)
-    return [each for several in by_class.values() for each in best(several, COCO_DETECTIONS)]
+    return [each for several in by_class.values() for each in top_scoring(several, COCO_DETECTIONS)]
 
 
-def of_lvis(detections, ids, judged):
+def limit_lvis(detections, ids, judged):
     """Those of an image that LVIS's AP counts: of the LVIS_DETECTIONS surest those of a class that
     is in the image, or known not to be."""
-    return [each for each in best(detections, LVIS_DETECTIONS) if ids[each.category] in judged]
+    return [
+        each for each in top_scoring(detections, LVIS_DETECTIONS) if ids[each.category] in judged
+    ]
 
 
-def best(detections, most):
+def top_scoring(detections, most):
     return sorted(detections, key=lambda each: -each.score)[:most]
 
 

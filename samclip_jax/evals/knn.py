@@ -7,8 +7,9 @@ import numpy as np
 from samclip_jax import sharding
 from samclip_jax.data import transforms
 from samclip_jax.evals.batches import Evaluation, field
-from samclip_jax.evals.features import Features, Layer, of_all, places
+from samclip_jax.evals.features import Features, class_numbers, extract_features
 from samclip_jax.evals.zero_shot_classification import accuracies, hits
+from samclip_jax.inference.model import Layer
 from samclip_jax.models.layers import unit
 from samclip_jax.validation import PositiveFloat, PositiveInt
 
@@ -30,9 +31,11 @@ def knn(
     cosine; each votes for its class with exp(cosine / temperature). layer: see Features.
     image_size: of centre crops; a CLIP sees its own size.
     """
-    numbers = places(source, train)
+    numbers = class_numbers(source, train)
     features = Features(model, layer, model.side or image_size, batch_size * model.device_count)
-    gallery, labels = of_all(features.pooled, features.size, features.rows, train, numbers)
+    gallery, labels = extract_features(
+        features.pooled, features.size, features.rows, train, numbers
+    )
     neighbours = min(neighbours, len(gallery))
     gallery = sharding.copies(model.mesh, (np.asarray(unit(gallery)), labels.astype(np.int32)))
     static = dict(neighbours=neighbours, temperature=temperature, classes=len(source.classes))
@@ -56,5 +59,5 @@ def _votes(module, gallery, labels, queries, neighbours, temperature, classes):
     """[G, D] unit, int [G], [B, D] -> [B, classes]."""
     cosines = jnp.einsum("bd,gd->bg", unit(queries), gallery, precision=jax.lax.Precision.HIGHEST)
     nearest, which = jax.lax.top_k(cosines, neighbours)
-    votes = jnp.exp(nearest / temperature)[..., None] * jax.nn.one_hot(labels[which], classes)
-    return votes.sum(1)
+    weights = jnp.exp((nearest - nearest[:, :1]) / temperature)  # up to a factor
+    return (weights[..., None] * jax.nn.one_hot(labels[which], classes)).sum(1)

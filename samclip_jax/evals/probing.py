@@ -2,11 +2,13 @@
 
 import collections
 import dataclasses
+import functools
 from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import numpy as np
 import optax
+from absl import logging
 from flax import nnx, traverse_util
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -15,7 +17,7 @@ from samclip_jax import models, sharding
 from samclip_jax.config import OptimizerConfig
 from samclip_jax.data.decode import BadRecord
 from samclip_jax.errors import UserError
-from samclip_jax.evals.batches import READERS, ahead
+from samclip_jax.evals.batches import READERS, ahead, prepared
 from samclip_jax.optim import adamw
 from samclip_jax.progress import Bar
 from samclip_jax.validation import NonNegativeInt, PositiveInt, Validated
@@ -65,13 +67,17 @@ ATTENTIVE = ProbeTraining(
 )
 
 
-def fit(probe, loss, batches, training, steps, mesh, name):
-    """The probe, an nnx module, after AdamW on loss(probe(features), targets), in evaluation mode.
+def fit(probe, loss, batches, training, steps, mesh, name, answer=lambda logits: logits):
+    """What a probe, an nnx module, says after AdamW on loss(probe(features), targets): a function,
+    features [rows, ...] -> answer(logits) of each row.
 
-    batches: (features, targets) arrays, `steps` of them; the cosine of the rate is as long. mesh:
-    of sharding.replicas, whose devices share the rows of a batch, where they divide them.
+    batches: (features, targets) arrays, `steps` of them; the cosine of the rate is as long where
+    schedule_steps is 0. mesh: of sharding.replicas, whose devices share the rows of a batch, where
+    they divide them.
     """
-    optimizer = dataclasses.replace(training.optimizer, schedule_steps=steps)
+    optimizer = training.optimizer
+    if not optimizer.schedule_steps:
+        optimizer = dataclasses.replace(optimizer, schedule_steps=steps)
     probe.train()
     graph, *parts = nnx.split(probe, nnx.Param, ...)
     params, state = map(_flat, parts)
@@ -88,55 +94,65 @@ def fit(probe, loss, batches, training, steps, mesh, name):
         updates, moments = update.update(gradient, moments, params)
         return optax.apply_updates(params, updates), changed, moments
 
-    moments = update.init(params)
     shared = P("rows") if training.batch_size % mesh.size == 0 else P()
-    params, state, moments = sharding.copies(mesh, (params, state, moments))
+    params, state, moments = sharding.copies(mesh, (params, state, update.init(params)))
     with Bar(None, f"{name} probe", steps, "steps", delay=10) as bar:
         for batch in batches:
             batch = jax.device_put(batch, NamedSharding(mesh, shared))
             params, state, moments = step(params, state, moments, *batch)
             bar.update(1)
-    probe = models.merge(graph, params | state)
     probe.eval()
-    return probe
+    graph, _ = nnx.split(probe)
+
+    def predict(params, rows, whole):
+        return answer(models.merge(graph, params)(*rows))
+
+    predict = sharding.on_shares(predict, mesh)
+    return lambda features: np.asarray(predict(params | state, (features,), ()))
 
 
 def _flat(state):  # -> {"a/b": array}
     return traverse_util.flatten_dict(nnx.to_pure_dict(state), sep="/")
 
 
-def steps_of(source, training):
-    """Steps of the training's epochs of a source."""
-    return max(1, len(source) * training.epochs // training.batch_size)
+def training_steps(train, training):
+    """Steps of the training's epochs of a source. UserError where the warm-up is longer."""
+    steps = max(1, len(train) * training.epochs // training.batch_size)
+    warmup = training.optimizer.warmup_steps
+    if warmup >= steps:
+        raise UserError(
+            f"a warm-up of {warmup} steps is not over in {steps}, {training.epochs} epochs of "
+            f"{len(train)} images: set training.optimizer.warmup_steps, or more training.epochs."
+        )
+    return steps
 
 
-def samples(source, prepare, training, steps):
-    """Lists of batch_size samples, prepare(record, numpy generator), for `steps` steps: each epoch
-    in another order, the same for the same seed; what cannot be used is left out. UserError where
-    nothing can."""
-    rng, batch = np.random.default_rng(training.seed), []
+def samples(train, prepare, training, steps):
+    """Lists of batch_size samples, prepare(record, rng=numpy generator), for `steps` steps: each
+    epoch in another order, the same for the same seed; what cannot be used is left out, and said.
+    UserError where no image can."""
+    rng, batch, unusable = np.random.default_rng(training.seed), [], {}
 
     def order():
         while True:
-            for index in rng.permutation(len(source)):
-                yield index, rng.integers(2**63)
+            for index in rng.permutation(len(train)):
+                yield int(index), rng.integers(2**63)
 
     def read(item):
         index, seed = item
-        try:
-            record = source[index]
-            image = np.asarray(record["image"])
-            return prepare(record | {"image": image}, np.random.default_rng(seed))
-        except BadRecord as bad:
-            return bad
+        generator = np.random.default_rng(seed)
+        sample, _ = prepared(train, index, functools.partial(prepare, rng=generator))
+        return index, sample
 
-    unusable = collections.Counter()
     with ThreadPoolExecutor(READERS) as readers:
-        for sample in ahead(readers, read, order(), training.batch_size + READERS):
+        for index, sample in ahead(readers, read, order(), training.batch_size + READERS):
             if isinstance(sample, BadRecord):
-                unusable[sample.reason] += 1
-                if unusable.total() >= len(source) and not batch:
-                    raise UserError(f"no usable image in {source}: {dict(unusable)}")
+                if index not in unusable:
+                    logging.warning("%s: training leaves out %s", train, sample)
+                unusable[index] = sample.reason
+                if len(unusable) == len(train):
+                    reasons = dict(collections.Counter(unusable.values()))
+                    raise UserError(f"no usable image in {train}: {reasons}")
                 continue
             batch.append(sample)
             if len(batch) == training.batch_size:

@@ -1,7 +1,5 @@
 """Semantic segmentation by both heads (SAM-CLIP 4.4 and appendix C, tables 5 and 7)."""
 
-import functools
-
 import numpy as np
 
 from samclip_jax.data import transforms
@@ -9,7 +7,7 @@ from samclip_jax.evals.batches import Evaluation, field, stack
 from samclip_jax.evals.classes import Background, Classes
 from samclip_jax.evals.zero_shot_segmentation import confusion, scores
 from samclip_jax.inference import frames
-from samclip_jax.inference.reading import PAPER, Reading, pruned
+from samclip_jax.inference.reading import PAPER, Reading, pruned, require_readable
 from samclip_jax.inference.refine import Refinement, refined_labels
 from samclip_jax.inference.vote import voted_by_masks
 from samclip_jax.inference.windows import Windows
@@ -39,10 +37,11 @@ def refined_segmentation(
     """
     name = "refined_segmentation"
     model.require("masks", "text", what=name)
+    require_readable(model, reading)
     classes = Classes(source, background, background_threshold, names)
     text = model.class_embeddings(classes.texts, templates)
     side, rows = model.encoder.image_size, batch_size * model.device_count
-    windows = None if reading.window is None else Windows.of(model, reading)
+    windows = None if reading.window is None else Windows(reading, model.patch)
 
     def prepare(record):
         photograph = record["image"]
@@ -55,9 +54,9 @@ def refined_segmentation(
         if windows is None:
             _, dense = model.head(tokens, reading=reading)
             return np.einsum("bhwd,nd->bnhw", dense[: len(images)], text)
-        read = functools.partial(model.patch_embeddings, reading=reading)
-        maps = (np.einsum("hwd,nd->nhw", each, text) for each in windows.read(images, read, rows))
-        return [frames.at_patches(each, (side, side), model.patch) for each in maps]
+        maps = windows.read(model, images, rows, reading)
+        maps = (np.einsum("hwd,nd->nhw", dense, text) for dense in maps)
+        return [frames.at_patches(cosines, (side, side), model.patch) for cosines in maps]
 
     def measure(samples):
         images, wholes, photographs, semantics, indices = zip(*samples, strict=True)
@@ -73,7 +72,7 @@ def refined_segmentation(
         label_maps = refined_labels(model, *arguments, background_threshold)
         pixels = 0
         for semantic, labels, photograph in zip(semantics, label_maps, photographs, strict=True):
-            labels = np.append(classes.asked, classes.background)[labels]
+            labels = classes.of_asked(labels)
             if reading.vote_points:
                 labels = voted_by_masks(model, photograph, labels, reading)
             pixels += confusion(semantic, labels, classes.count)

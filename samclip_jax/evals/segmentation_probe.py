@@ -3,17 +3,20 @@
 import functools
 from typing import Literal
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
 
 from samclip_jax.data import transforms
+from samclip_jax.errors import UserError
 from samclip_jax.evals.batches import Evaluation, field, stack
-from samclip_jax.evals.features import Features, Layer, places
-from samclip_jax.evals.probing import CVNETS, ProbeTraining, fit, samples, steps_of
+from samclip_jax.evals.features import Features, class_numbers
+from samclip_jax.evals.probing import CVNETS, ProbeTraining, fit, samples, training_steps
 from samclip_jax.evals.zero_shot_segmentation import confusion, scores
 from samclip_jax.inference.frames import nearest
+from samclip_jax.inference.model import Layer
 from samclip_jax.models.probes import DeepLabV3, Linear, PSPNet, enlarged
 from samclip_jax.validation import PositiveInt, Share
 
@@ -41,11 +44,14 @@ def segmentation_probe(
     Model.features. A training image's short side becomes one of `short` px, its long side at most
     `longest`; of it a crop of image_size px, mirrored or not, in which no class has more than
     class_share of the pixels, if one of ten has not. Others are resized to that square, and their
-    labels to the map. The defaults are CVNets'.
+    labels to the map. The defaults are CVNets', without its average of the weights (EMA), colours,
+    turns and noise, and with a warm-up that begins at 0.
     """
-    numbers = places(source, train)
+    numbers = class_numbers(source, train)
     features = Features(model, layer, image_size, batch_size * model.device_count)
-    steps = steps_of(train, training)
+    steps = training_steps(train, training)
+    if short[0] > short[1]:
+        raise UserError(f"short must be the least and the most px, got {short}")
     crop = functools.partial(augmented, image_size, short, longest, class_share, numbers)
 
     def batches():
@@ -53,19 +59,20 @@ def segmentation_probe(
             images, maps = zip(*batch, strict=True)
             yield features.patches(images), np.stack(maps)
 
-    channels = features.patch_shape()[-1]
+    channels = features.patch_shape[-1]
     probe = HEADS[head](channels, len(source.classes), nnx.Rngs(training.seed))
-    probe = fit(probe, cross_entropy, batches(), training, steps, model.mesh, head)
-    answer = nnx.jit(lambda probe, x: enlarged(probe(x), (image_size,) * 2).argmax(-1))
+    parts = model.mesh.size if training.batch_size % model.mesh.size == 0 else 1
+    loss = functools.partial(cross_entropy, parts=parts)
+    answer = functools.partial(pixels_of, (image_size,) * 2)
+    predict = fit(probe, loss, batches(), training, steps, model.mesh, head, answer)
 
     def prepare(record):
-        image = transforms.resize(record["image"], image_size, image_size)
+        image = transforms.resize(record["image"], image_size, image_size, transforms.BICUBIC)
         return image, field(record, "semantic")
 
     def measure(samples):
         images, semantics = zip(*samples, strict=True)
-        patches = stack(features.patches(images), features.rows)
-        labels = np.asarray(answer(probe, patches))
+        labels = predict(stack(features.patches(images), features.rows))
         pixels = 0
         for semantic, label in zip(semantics, labels, strict=False):
             pixels += confusion(semantic, nearest(label, semantic.shape), len(source.classes))
@@ -79,12 +86,23 @@ def segmentation_probe(
     return Evaluation(name, source, features.rows, limit, prepare, measure, results)
 
 
-def cross_entropy(logits, labels):  # [B, h, w, classes], int [B, H, W], -1 does not count
-    """The mean over the pixels of the enlarged logits."""
-    logits = enlarged(logits, labels.shape[1:])
-    losses = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.maximum(labels, 0))
-    counted = labels >= 0
-    return (losses * counted).sum() / jnp.maximum(counted.sum(), 1)
+def cross_entropy(logits, labels, parts=1):  # [B, h, w, classes], int [B, H, W], -1: not counted
+    """The mean over the pixels of the enlarged logits, which exist for one image of each of the
+    `parts` of the batch, those of the devices, at a time."""
+
+    @jax.checkpoint
+    def of_images(images):
+        logits, labels = images
+        logits = enlarged(logits, labels.shape[1:])
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.maximum(labels, 0))
+        return (losses * (labels >= 0)).sum()
+
+    images = (x.reshape(parts, -1, *x.shape[1:]).swapaxes(0, 1) for x in (logits, labels))
+    return jax.lax.map(of_images, tuple(images)).sum() / jnp.maximum((labels >= 0).sum(), 1)
+
+
+def pixels_of(size, logits):  # [B, h, w, classes] -> int [B, *size], one image at a time
+    return jax.lax.map(lambda each: enlarged(each[None], size)[0].argmax(-1), logits)
 
 
 def augmented(size, short, longest, class_share, numbers, record, rng):
@@ -94,8 +112,8 @@ def augmented(size, short, longest, class_share, numbers, record, rng):
     height, width = image.shape[:2]
     scale = rng.integers(short[0], short[1] + 1) / min(height, width)
     scale = min(scale, longest / max(height, width))
-    sides = [max(1, round(side * scale)) for side in (height, width)]
-    image = transforms.resize(image, *sides)
+    sides = [max(1, int(side * scale)) for side in (height, width)]
+    image = transforms.resize(image, *sides, transforms.BICUBIC)
     semantic = nearest(semantic, sides)
     missing = [(0, max(0, size - side)) for side in sides]
     image = np.pad(image, [*missing, (0, 0)])
@@ -103,8 +121,9 @@ def augmented(size, short, longest, class_share, numbers, record, rng):
     for _ in range(CROPS):
         y, x = (rng.integers(side - size + 1) for side in semantic.shape)
         labels = semantic[y : y + size, x : x + size]
-        counts = np.unique(labels[labels >= 0], return_counts=True)[1]
-        if len(counts) > 1 and counts.max() <= class_share * counts.sum():
+        classes, counts = np.unique(labels, return_counts=True)
+        counted = counts[classes >= 0]
+        if len(classes) > 1 and counted.sum() and counted.max() < class_share * counted.sum():
             break
     crop = image[y : y + size, x : x + size]
     if rng.random() < 0.5:

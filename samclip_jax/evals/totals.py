@@ -68,7 +68,7 @@ class Saved:
     def __init__(self, folder, name, key):
         process = f"{jax.process_index() + 1}_of_{jax.process_count()}"
         self.path = any_path(folder) / f"{name}.{process}.msgpack"
-        self.name, self.key, self.written = name, key, time.monotonic()
+        self.name, self.key, self.written, self.cost = name, key, time.monotonic(), 0.0
 
     def read(self, first, end):
         """(position, totals): of this process's records, first to end, those before the position
@@ -85,7 +85,8 @@ class Saved:
 
     def write(self, first, end, position, totals, at_once=False):
         """Keeps them; most of the calls in SECONDS do nothing, but for those that say at_once."""
-        if not at_once and time.monotonic() < self.written + SECONDS:
+        began = time.monotonic()
+        if not at_once and began < self.written + max(SECONDS, 20 * self.cost):
             return
         records = {"first": first, "end": end, "position": position}
         kept = msgpack_serialize({"key": self.key, **records, "totals": totals})
@@ -98,6 +99,7 @@ class Saved:
                 part.write_bytes(kept)
                 part.replace(self.path)
         self.written = time.monotonic()
+        self.cost = self.written - began
 
     def remove(self):
         """All processes call it; the first takes away what others, and earlier ones, left."""

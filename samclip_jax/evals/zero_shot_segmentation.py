@@ -1,6 +1,5 @@
 """Zero-shot semantic segmentation by text from the CLIP head (SAM-CLIP 4.2, table 2)."""
 
-import functools
 from typing import Literal
 
 import numpy as np
@@ -10,7 +9,7 @@ from samclip_jax.errors import UserError
 from samclip_jax.evals.batches import Evaluation, field, stack
 from samclip_jax.evals.classes import Background, Classes
 from samclip_jax.inference import frames
-from samclip_jax.inference.reading import PAPER, Reading, pruned
+from samclip_jax.inference.reading import PAPER, Reading, pruned, require_readable
 from samclip_jax.inference.vote import voted_by_masks
 from samclip_jax.inference.windows import Windows
 from samclip_jax.validation import PositiveInt, Share
@@ -38,13 +37,14 @@ def zero_shot_segmentation(
     before the argmax (4.2), or "labels" after it (appendix C). reading: in a config the fields that
     differ from the paper's form.
     """
+    require_readable(model, reading)
     classes = Classes(source, background, background_threshold, names)
     text = model.class_embeddings(classes.texts, templates)
     scale = model.logit_scale
     rows = batch_size * model.device_count
-    windows = None if reading.window is None else Windows.of(model, reading)
-    if reading.vote_points:
-        model.require("masks", what="a vote")
+    if maskclip and model.side is None:
+        raise UserError("maskclip is for a plain CLIP: leave it False for a merged model")
+    windows = None if reading.window is None else Windows(reading, model.patch)
 
     def prepare(record):
         photograph = record["image"]
@@ -61,14 +61,13 @@ def zero_shot_segmentation(
 
     def measure(samples):
         images, semantics, photographs = zip(*samples, strict=True)
-        read = functools.partial(model.patch_embeddings, maskclip=maskclip, reading=reading)
         if windows is None:
-            dense = read(stack(images, rows))[: len(samples)]
+            dense = model.patch_embeddings(stack(images, rows), maskclip, reading)
         else:
-            dense = windows.read(images, read, rows)
+            dense = windows.read(model, images, rows, reading, maskclip=maskclip)
         pixels = 0
         for image, patches, semantic, photograph in zip(
-            images, dense, semantics, photographs, strict=True
+            images, dense[: len(samples)], semantics, photographs, strict=True
         ):
             cosine = pruned(np.einsum("hwd,nd->nhw", patches, text), scale, reading.prune)
             if upsample == "logits":

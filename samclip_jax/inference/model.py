@@ -3,6 +3,7 @@
 import copy
 import functools
 import threading
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +19,7 @@ from samclip_jax.errors import UserError, os_errors
 from samclip_jax.inference.frames import to_frame
 from samclip_jax.inference.images import BATCH, checked, checked_frames, checked_sizes
 from samclip_jax.inference.prompts import decoder_arguments, require_axes
-from samclip_jax.inference.reading import PAPER
+from samclip_jax.inference.reading import PAPER, require_readable
 from samclip_jax.inference.texts import PHOTO, class_names, class_texts, text_list
 from samclip_jax.models.layers import unit
 from samclip_jax.ops.correlation import self_correlated
@@ -27,6 +28,8 @@ from samclip_jax.paths import any_path, is_remote
 from samclip_jax.tokenizer import Tokenizer
 from samclip_jax.validation import check
 
+# That probes read; None: the last that a model has of the first two. The paper does not say which.
+Layer = Literal["encoder", "head", "embedding"] | None
 WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 TEXT_BATCH = 256  # texts that a device takes at once, at most
 PROMPT_BATCH = 32  # prompts that a device takes at once, at most
@@ -232,10 +235,13 @@ class Model:
         images = checked("images", images, BATCH)
         if maskclip and self.side is None:
             raise UserError("maskclip is a way to read a plain CLIP; a merged model has its head")
-        if "attention" in reading.features and self.side is not None:
-            raise UserError("attention is that of a merged model's head; a CLIP has maskclip")
+        require_readable(self, reading)
         way = ({"values": True} if maskclip else {}) | reading.features
         return np.asarray(self.run(_encode_dense, images, dtype=self.dtype, **way))
+
+    def self_correlated(self, features):  # unit [h, w, D] -> unit float32 [h, w, D]
+        """A map of the text's space correlated with itself, see ops/correlation.py."""
+        return np.asarray(self.run(_self_correlated, features[None]))[0]
 
     def features(self, images, layer=None):
         """uint8 [B, H, W, 3] as they are -> pooled [B, D] and patches [B, h, w, C], jax arrays of
@@ -245,10 +251,13 @@ class Model:
         with its class token. "head": the CLIP head before its MLP; a CLIP's tower. "embedding": in
         the text's space. None: "head", of a SAM "encoder". UserError where the model has no such.
         """
+        check("layer", layer, Layer)
         layer = layer or ("head" if self.gives("summary") else "encoder")
         if layer != "encoder":
             self.require("summary", what=f"the layer {layer!r}")
         images = checked("images", images, BATCH)
+        if min(images.shape[1:3]) < self.patch:
+            raise UserError(f"images must be at least a patch wide and high, {self.patch} px")
         return self.run(_features, images, dtype=self.dtype, layer=layer)
 
     # Masks
@@ -318,7 +327,7 @@ class Model:
 
     @property
     def patch(self):
-        """The side, px, of a patch."""
+        """The side of a patch, px."""
         return (self.encoder if self.side is None else self.config.vision).patch
 
     @property
@@ -337,7 +346,7 @@ def _encode_text(module, tokens, dtype):
 
 def _encode_dense(module, images, dtype, self_correlation=False, **way):
     dense = module.encode_dense(_fitted(module, images), dtype, **way)
-    return unit(self_correlated(dense)) if self_correlation else dense
+    return _self_correlated(module, dense) if self_correlation else dense
 
 
 def _features(module, images, dtype, layer):
@@ -359,7 +368,11 @@ def _encode_frames(module, frames, sizes, dtype):
 
 def _head(module, tokens, self_correlation=False, **attention):
     pooled, dense = map(unit, module.text_head(tokens, **attention))
-    return pooled, unit(self_correlated(dense)) if self_correlation else dense
+    return pooled, _self_correlated(module, dense) if self_correlation else dense
+
+
+def _self_correlated(module, features):
+    return unit(self_correlated(features))
 
 
 def _masks(module, embedding, index, points, labels, masks=None, *, multimask):

@@ -1,7 +1,5 @@
 """Questions about one photograph; names and semantics of segment_anything.SamPredictor."""
 
-import functools
-
 import numpy as np
 from scipy import special
 
@@ -10,7 +8,7 @@ from samclip_jax.errors import UserError
 from samclip_jax.inference import frames
 from samclip_jax.inference.images import PHOTOGRAPH, checked
 from samclip_jax.inference.prompts import decoder_prompts, numbers
-from samclip_jax.inference.reading import PAPER, Reading, pruned
+from samclip_jax.inference.reading import PAPER, Reading, pruned, require_readable
 from samclip_jax.inference.refine import Refinement, refined_labels
 from samclip_jax.inference.texts import PHOTO
 from samclip_jax.inference.windows import Windows
@@ -167,8 +165,7 @@ class Predictor:
         check("seed", seed, NonNegativeInt)
         if refine:
             self._require_masks()
-        if reading.vote_points:
-            self.model.require("masks", what="a vote")
+        require_readable(self.model, reading)
         dense, extent, size = self._map(reading)
         cosine = np.einsum("hwd,nd->nhw", dense, self.model.class_embeddings(names, templates))
         cosine = pruned(cosine, self.model.logit_scale, reading.prune)
@@ -190,10 +187,10 @@ class Predictor:
     def _map(self, reading):  # -> dense [h, w, D]; px that it covers, px of the photograph in them
         self._require_image()
         if reading.window is not None:
-            windows = Windows.of(self.model, reading)
+            windows = Windows(reading, self.model.patch)
             image = windows.resized(self._image)
-            read = functools.partial(self.model.patch_embeddings, reading=reading)
-            (dense,) = windows.read([image], read, WINDOWS * self.model.device_count)
+            rows = WINDOWS * self.model.device_count
+            (dense,) = windows.read(self.model, [image], rows, reading)
             return dense, image.shape[:2], image.shape[:2]
         _, dense, extent, size = self._embeddings()
         if reading.features and self.model.side is not None:

@@ -5,6 +5,9 @@ import dataclasses
 import numpy as np
 from scipy import special
 
+from samclip_jax.config import TEXT_HEAD
+from samclip_jax.errors import UserError
+from samclip_jax.inference.windows import Windows
 from samclip_jax.models.clip_head import Attention
 from samclip_jax.validation import NonNegativeInt, PositiveInt, Share, Validated
 
@@ -35,6 +38,22 @@ class Reading(Validated):
 
 
 PAPER = Reading()
+
+
+def require_readable(model, reading):
+    """UserError unless the model can be read so."""
+    if reading.vote_points:
+        model.require("masks", what="reading.vote_points")
+    if reading.attention != "softmax":
+        if model.side is not None:
+            raise UserError("reading.attention is that of a merged model's head: a CLIP has none")
+        depth = model.config.heads[TEXT_HEAD].depth
+        if reading.blocks > depth:
+            raise UserError(f"reading.blocks must be at most {depth}, those of the CLIP head")
+    if reading.window is not None:
+        if model.side not in (None, reading.window):
+            raise UserError(f"reading.window must be {model.side}, the px that this CLIP sees")
+        Windows(reading, model.patch)
 
 
 def pruned(cosines, scale, share):  # float [N, h, w] -> [N, h, w]

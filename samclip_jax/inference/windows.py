@@ -1,5 +1,6 @@
 """A large image read by overlapping square windows, whose features are averaged."""
 
+import dataclasses
 import itertools
 
 import numpy as np
@@ -9,37 +10,38 @@ from samclip_jax.errors import UserError
 
 
 class Windows:
-    """Windows of `side` px every `stride` px, the last one at the image's end; where several see a
-    patch, its feature is the mean of theirs, of unit length again (RADSeg averages features; means
-    of cosines, as mmsegmentation has them, are the same but for that length).
+    """Windows of a Reading: of `window` px every `stride` px, half a window if None, the last one
+    at the image's end; where several see a patch, its feature is the mean of theirs, of unit length
+    again (RADSeg averages features; means of cosines, as mmsegmentation has them, are the same but
+    for that length).
 
-    short: px, what an image's short side is resized to; both become multiples of `patch`, px.
-    stride: half a window if None. UserError unless these fit together.
+    An image's short side becomes `short` px; both become multiples of `patch`, px. UserError unless
+    these fit together.
     """
 
-    def __init__(self, short, side, stride, patch):
-        self.short, self.side, self.patch = short, side, patch
-        self.stride = max(patch, side // 2 // patch * patch) if stride is None else stride
-        if side % patch or self.stride % patch:
-            raise UserError(f"window and stride must be multiples of the model's patch, {patch} px")
-        if not self.stride <= side <= short:
-            raise UserError("window must be at least stride and at most short")
+    def __init__(self, reading, patch):
+        self.short, self.side, self.patch = reading.short, reading.window, patch
+        half = max(patch, self.side // 2 // patch * patch)
+        self.stride = half if reading.stride is None else reading.stride
+        if self.side % patch or self.stride % patch:
+            raise UserError(f"reading.window and stride must be multiples of the patch, {patch} px")
+        if not self.stride <= self.side <= self.short:
+            raise UserError("reading.window must be at least stride and at most short")
 
-    @classmethod
-    def of(cls, model, reading):
-        """Those of a Reading for a model; a CLIP's are of its own size."""
-        return cls(reading.short, model.side or reading.window, reading.stride, model.patch)
-
-    def read(self, images, embeddings, rows):  # -> of each [h / patch, w / patch, D]
-        """The features of images by embeddings(uint8 [rows, side, side, 3])."""
+    def read(self, model, images, rows, reading, **options):  # -> of each [h / patch, w / patch, D]
+        """The features of images by model.patch_embeddings of `rows` windows at a time; a map that
+        is correlated with itself is the joined one (RADSeg)."""
+        alone = dataclasses.replace(reading, self_correlation=False)
         parts = [self.cut(image) for image in images]
         every = np.concatenate(parts)
         missing = -len(every) % rows  # a last, shorter batch keeps the compiled shape
         every = np.pad(every, [(0, missing), (0, 0), (0, 0), (0, 0)])
-        features = [embeddings(every[i : i + rows]) for i in range(0, len(every), rows)]
+        batches = (every[i : i + rows] for i in range(0, len(every), rows))
+        features = [model.patch_embeddings(each, reading=alone, **options) for each in batches]
         ends = np.cumsum([len(part) for part in parts])
         features = np.split(np.concatenate(features), ends)[: len(parts)]
-        return [*map(self.joined, images, features)]
+        maps = [*map(self.joined, images, features)]
+        return [model.self_correlated(each) for each in maps] if reading.self_correlation else maps
 
     def resized(self, image):  # uint8 [H, W, 3] -> uint8 [h, w, 3]
         scale = self.short / min(image.shape[:2])

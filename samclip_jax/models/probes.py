@@ -9,10 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from samclip_jax.models.layers import LayerNorm
+
 POOLS = (1, 2, 3, 6)  # PSPNet's grids
 RATES = (6, 12, 18)  # DeepLabv3's dilations
 CHANNELS = 512  # of both, in CVNets' recipes
 DROPOUT = 0.1
+MOMENTUM = 0.1  # of running averages, as torch has it
 
 
 class Linear(nnx.Module):
@@ -31,7 +34,7 @@ class Attentive(nnx.Module):
     def __init__(self, channels, classes, rngs, heads=8):
         self.query = nnx.Param(0.02 * jax.random.normal(rngs.params(), (channels,)))
         self.attention = nnx.MultiHeadAttention(heads, channels, decode=False, rngs=rngs)
-        self.norm = nnx.LayerNorm(channels, rngs=rngs)
+        self.norm = LayerNorm(channels, 1e-6)
         self.classifier = nnx.Linear(channels, classes, rngs=rngs)
 
     def __call__(self, patches):  # [B, h, w, C] -> [B, classes]
@@ -40,11 +43,31 @@ class Attentive(nnx.Module):
         return self.classifier(self.norm(self.attention(query, keys)[:, 0]))
 
 
+class BatchNorm(nnx.Module):
+    """torch.nn.BatchNorm2d, by the batch in training and by running averages in evaluation."""
+
+    def __init__(self, channels):
+        self.scale, self.bias = nnx.Param(jnp.ones(channels)), nnx.Param(jnp.zeros(channels))
+        self.mean, self.var = (nnx.BatchStat(f(channels)) for f in (jnp.zeros, jnp.ones))
+        self.use_running_average = False  # which train() and eval() set
+
+    def __call__(self, x):  # [B, h, w, C] -> [B, h, w, C]
+        mean, var = self.mean[...], self.var[...]
+        if not self.use_running_average:
+            mean = x.mean((0, 1, 2))
+            var = jnp.square(x - mean).mean((0, 1, 2))
+            count = x.size // x.shape[-1]
+            self.mean[...] += MOMENTUM * (jax.lax.stop_gradient(mean) - self.mean[...])
+            unbiased = jax.lax.stop_gradient(var) * (count / max(1, count - 1))
+            self.var[...] += MOMENTUM * (unbiased - self.var[...])
+        return (x - mean) * jax.lax.rsqrt(var + 1e-5) * self.scale[...] + self.bias[...]
+
+
 class ConvNormRelu(nnx.Module):
     def __init__(self, inputs, outputs, rngs, kernel=1, dilation=1):
         options = dict(use_bias=False, kernel_dilation=dilation, rngs=rngs)
         self.conv = nnx.Conv(inputs, outputs, (kernel, kernel), **options)
-        self.norm = nnx.BatchNorm(outputs, momentum=0.9, epsilon=1e-5, rngs=rngs)
+        self.norm = BatchNorm(outputs)
 
     def __call__(self, x):  # [B, h, w, inputs] -> [B, h, w, outputs]
         return nnx.relu(self.norm(self.conv(x)))

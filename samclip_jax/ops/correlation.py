@@ -22,7 +22,8 @@ def correlated(keys, values, mean=0.0):  # unit [..., N, D], [..., N, C], [...] 
         def chunk(queries):
             alike = jnp.einsum("nd,md->nm", queries, keys, preferred_element_type=jnp.float32)
             alike = SCALE * (alike - mean)
-            weights = jax.nn.softmax(jnp.where(alike < 0, -jnp.inf, alike), axis=-1)
+            least = jnp.minimum(0, alike.max(-1, keepdims=True))  # that of like features may round
+            weights = jax.nn.softmax(jnp.where(alike < least, -jnp.inf, alike), axis=-1)
             return weights.astype(values.dtype) @ values
 
         answers = jax.lax.map(chunk, queries.reshape(chunks, QUERY_CHUNK, -1))
@@ -33,7 +34,8 @@ def correlated(keys, values, mean=0.0):  # unit [..., N, D], [..., N, C], [...] 
 
 def self_correlated(features):  # unit [B, h, w, D] -> [B, h, w, D]
     """A map of which every feature becomes the mean of those that it is like, more than two of the
-    map usually are (RADSeg's self-correlating global aggregation)."""
+    map usually are (RADSeg's self-correlating global aggregation, which has it of the encoder's
+    features; here they are in the text's space, of unit length)."""
     flat = features.reshape(len(features), -1, features.shape[-1])
     usual = jnp.square(flat.mean(1)).sum(-1)  # the mean over all pairs
     return correlated(flat, flat, usual).reshape(features.shape)
