@@ -93,7 +93,7 @@ def same(found, expected):
         assert {name: found[task][name] for name in counts} == counts
 
 
-@pytest.mark.parametrize("devices", [4, 8])
+@pytest.mark.parametrize("devices", [4, pytest.param(8, marks=pytest.mark.slow)])
 def test_devices_together_find_what_one_does(checkpoint, alone, run_python, devices):
     """Eleven images: the last batch is not full, and the last prompts are no multiple either."""
     code, out, err = run_python(EVERY_EVALUATOR, checkpoint, devices=devices)

@@ -110,7 +110,11 @@ def by_hand(model, folder, mask_iterations, multimask):
     return theirs.stats[:6]
 
 
-@pytest.mark.parametrize("mask_iterations, multimask", [(1, True), (0, False), (2, False)])
+@pytest.mark.parametrize("mask_iterations, multimask", [
+    (1, True),
+    pytest.param(0, False, marks=pytest.mark.slow),
+    pytest.param(2, False, marks=pytest.mark.slow),
+])  # fmt: skip
 def test_detections_score_as_by_sam_predictor_and_cocos_code(
     sam, folder, mask_iterations, multimask
 ):

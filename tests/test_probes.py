@@ -72,8 +72,9 @@ def test_the_linear_probe_is_scikit_learns_optimum(tiny_clip):
         np.testing.assert_allclose(shift, shift.mean(), atol=2e-4)
 
 
-@pytest.mark.parametrize("probe", ["linear", "attentive"])
-@pytest.mark.parametrize("model", ["tiny_sam", "tiny_clip", "tiny_samclip"])
+@pytest.mark.parametrize("model, probe", [
+    ("tiny_sam", "linear"), ("tiny_clip", "attentive"), ("tiny_samclip", "attentive"),
+])  # fmt: skip
 def test_images_are_classified_on_features_of_every_model(request, monkeypatch, model, probe):
     """Patches kept or made again in every epoch: the same, but for the order."""
     model = request.getfixturevalue(model)
