@@ -50,19 +50,16 @@ CVNETS = ProbeTraining(
         clip_norm=0.0,
     ),
 )
-ATTENTIVE = ProbeTraining(
+ATTENTIVE = dataclasses.replace(
+    CVNETS,
     epochs=20,
     batch_size=1024,
-    optimizer=OptimizerConfig(
+    optimizer=dataclasses.replace(
+        CVNETS.optimizer,
         learning_rate=1e-3,
         end_learning_rate=0.0,
         warmup_steps=100,
-        schedule_steps=0,  # as long as the training
         weight_decay=0.0,
-        b1=0.9,
-        b2=0.999,
-        eps=1e-8,
-        clip_norm=0.0,
     ),
 )
 
